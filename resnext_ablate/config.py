@@ -1,0 +1,398 @@
+"""The study file: TOML in, one frozen `StudyConfig` out.
+
+TOML because a study is data: one from a stranger runs no code. Unknown keys are
+refused, and every error names file, line, key, rule and the nearest valid key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import tomli_w
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic_core import ErrorDetails
+
+from resnext_ablate.matching import Hold
+from resnext_ablate.spec import (
+    InputError,
+    ResNeXtSpec,
+    parse_setting,
+    parse_spec,
+)
+
+DataName = Literal[
+    "digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "imagefolder"
+]
+
+_List = Field(strict=False)  # TOML has arrays, the config has tuples.
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NetConfig(_Part):
+    """Which variants: cardinalities matched to a reference, or a list of nets."""
+
+    template: str
+    """Name of the net that gives depth, template width and stem."""
+    reference: str | None = None
+    """Setting that all are matched to and compared with; None: the template's own."""
+    cardinality: Annotated[tuple[int, ...], _List] = ()
+    """Cardinalities; the width of each is solved."""
+    variants: Annotated[tuple[str, ...], _List] = ()
+    """In place of `cardinality`: settings such as "2x20d", or whole names."""
+    hold: Hold = "macs"
+    """What is held equal."""
+    tolerance_pct: float = Field(default=5.0, gt=0, le=100)
+    """Largest difference from the reference, in percent of what is held."""
+
+    @field_validator("template")
+    @classmethod
+    def _template_is_a_net(cls, value: str) -> str:
+        parse_spec(value)
+        return value
+
+    @model_validator(mode="after")
+    def _nets_are_sound(self) -> Self:
+        if bool(self.cardinality) == bool(self.variants):
+            raise ValueError(
+                "needs either cardinality = [1, 2, ...] or variants = [...], "
+                "not both and not neither"
+            )
+        if len(set(self.cardinality)) < len(self.cardinality):
+            raise ValueError("cardinality names a value twice")
+        if any(cardinality < 1 for cardinality in self.cardinality):
+            raise ValueError("cardinality must be at least 1 everywhere")
+        names = [spec.name for spec in self.variant_specs()]
+        if len(set(names)) < len(names):
+            raise ValueError("variants names a net twice")
+        self.reference_spec()
+        return self
+
+    def template_spec(self) -> ResNeXtSpec:
+        return parse_spec(self.template)
+
+    def reference_spec(self) -> ResNeXtSpec:
+        """The net that every variant is matched to and compared with."""
+        template = self.template_spec()
+        if self.reference is None:
+            return template
+        cardinality, widths = parse_setting(self.reference)
+        return template.with_setting(cardinality, *widths)
+
+    def variant_specs(self) -> tuple[ResNeXtSpec, ...]:
+        """The nets of `variants`; empty where `cardinality` is given."""
+        template = self.template_spec()
+        specs = []
+        for variant in self.variants:
+            if re.match(r"\d", variant):
+                cardinality, widths = parse_setting(variant)
+                specs.append(template.with_setting(cardinality, *widths))
+            else:
+                specs.append(parse_spec(variant))
+        return tuple(specs)
+
+
+class DataConfig(_Part):
+    """Which images, how they are split and how the training split is augmented."""
+
+    name: DataName
+    root: str | None = None
+    """Folder of an imagefolder; for other sets where downloads go (None: a cache)."""
+    image_size: int | None = Field(default=None, ge=1)
+    """Pixels of a side after resizing; None keeps the images as they are."""
+    val_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training images held out for validation, class by class."""
+    split_seed: int = Field(default=0, ge=0)
+    crop_padding: int = Field(default=4, ge=0)
+    """Zeros around an image, after normalising, before a random crop; 0: no crop."""
+    flip: bool = True
+    """Mirror each image left to right with probability 1/2."""
+
+    @model_validator(mode="after")
+    def _folder_has_root(self) -> Self:
+        if self.name == "imagefolder" and not self.root:
+            raise ValueError('name = "imagefolder" needs root = "FOLDER"')
+        return self
+
+
+class TrainConfig(_Part):
+    """How one run trains. Defaults: the paper's CIFAR recipe (Sec. 5.3)."""
+
+    epochs: int = Field(ge=1)
+    batch_size: int = Field(default=128, ge=2)
+    learning_rate: float = Field(default=0.1, gt=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    nesterov: bool = True
+    weight_decay: float = Field(default=5e-4, ge=0)
+    decay_norm_and_bias: bool = True
+    """Decay batch normalisation and biases too, as the paper's code does."""
+    schedule: Literal["step", "cosine", "one_cycle"] = "step"
+    step_milestones: Annotated[tuple[float, ...], _List] = (0.5, 0.75)
+    """Where the step schedule drops, as fractions of the epochs (150, 225 of 300)."""
+    step_factor: float = Field(default=0.1, gt=0, le=1)
+    """What the learning rate is multiplied with at each drop."""
+    warmup_epochs: float = Field(default=0.0, ge=0)
+    """Linear rise from zero before the schedule; the rise of one_cycle."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where a short timed probe finds it faster."""
+    channels_last: bool = True
+
+    @model_validator(mode="after")
+    def _schedule_is_sound(self) -> Self:
+        marks = self.step_milestones
+        if list(marks) != sorted(marks) or not all(0 < mark < 1 for mark in marks):
+            raise ValueError(
+                "step_milestones must rise and lie between 0 and 1, got "
+                f"{list(marks)}; the paper's are [0.5, 0.75]"
+            )
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs must be less than epochs ({self.epochs}), got "
+                f"{self.warmup_epochs:g}"
+            )
+        if self.nesterov and self.momentum == 0:
+            raise ValueError("nesterov = true needs momentum above 0")
+        return self
+
+
+class RunConfig(_Part):
+    """How the runs of a study execute."""
+
+    seeds: int | Annotated[tuple[int, ...], _List] = 3
+    """How many seeds (0, 1, ...), or the list of them."""
+    executors: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
+    """Child processes that train; auto: one per core, or one per GPU."""
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    deterministic: bool = True
+    """The same seed gives the same numbers on the same hardware."""
+    max_attempts: int = Field(default=3, ge=1)
+    """How often a run is tried whose executor dies."""
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _seeds_are_sound(cls, value: object) -> object:
+        if isinstance(value, (list, tuple)):
+            seeds = list(value)
+        elif isinstance(value, int) and 1 <= value <= 10_000:
+            seeds = list(range(value))
+        else:
+            raise ValueError(
+                f"must be a number of seeds from 1 to 10000, or a list, got {value!r}"
+            )
+        if not all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds):
+            raise ValueError(f"each seed must lie in 0 .. 2**31 - 1, got {value!r}")
+        if not seeds or len(set(seeds)) < len(seeds):
+            raise ValueError(f"must name at least one seed, none twice, got {value!r}")
+        return value
+
+    def seed_list(self) -> tuple[int, ...]:
+        return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
+
+
+class ReportConfig(_Part):
+    """What the report adds to the results."""
+
+    paper: str | None = None
+    """Rows of the paper set beside ours, as "table3/ResNet-50"."""
+    equivalence_margin_pct: float = Field(default=0.5, gt=0)
+    """Differences of the test error within this many points count as none."""
+
+
+class StudyConfig(_Part):
+    """A study file, parsed and checked."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    """Also the folder below results/: letters, digits, dot, dash, underscore."""
+    question: str = ""
+    kind: Literal["ablation"] = "ablation"
+    net: NetConfig
+    data: DataConfig
+    train: TrainConfig
+    run: RunConfig = RunConfig()
+    report: ReportConfig = ReportConfig()
+
+    def to_toml(self) -> str:
+        """This config as a study file; reading it gives this config again."""
+        return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
+
+
+def load_study(path: Path, *, overrides: Sequence[str] = ()) -> StudyConfig:
+    """Reads and checks a study file.
+
+    Args:
+        path: the TOML file.
+        overrides: `key=value` texts such as `train.epochs=2`. The value is parsed as
+            TOML, and a bare word is a string.
+
+    Raises:
+        InputError: the file cannot be read, is not TOML, or breaks a rule. All broken
+            rules are named, each with its line and key.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise InputError(f"study file {path}: cannot be read: {reason}.") from None
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"study file {path}: not valid TOML: {error}.") from None
+    overridden = dict(_parse_override(override) for override in overrides)
+    for key, value in overridden.items():
+        _set(values, key, value)
+    try:
+        return StudyConfig.model_validate(values)
+    except ValidationError as error:
+        lines = dict(_key_lines(text))
+        messages = []
+        for key, message in _describe(error).items():
+            given = next((o for o in overridden if _covers(o, key)), None)
+            line = lines.get(key) or lines.get(key.rpartition(".")[0])
+            where = f"override {given}" if given else f"{path}:{line or 1}"
+            messages.append(f"{where}: {message}")
+        raise InputError("\n".join(messages)) from None
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of a study file, for editors."""
+    schema = StudyConfig.model_json_schema()
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def differences(
+    old: StudyConfig, new: StudyConfig, *, may_change: Sequence[str]
+) -> tuple[str, ...]:
+    """The keys whose values differ, each as `key: old -> new`.
+
+    Keys in `may_change`, and those below them, are passed over.
+    """
+    before, after = (dict(_flat(c.model_dump(mode="json"))) for c in (old, new))
+    return tuple(
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted({*before, *after})
+        if before.get(key) != after.get(key)
+        and not any(_covers(free, key) for free in may_change)
+    )
+
+
+def _covers(prefix: str, key: str) -> bool:
+    return key == prefix or key.startswith(f"{prefix}.")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _parse_override(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    key = key.strip()
+    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
+        raise InputError(f"override {text!r}: write key=value, as in train.epochs=2.")
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except tomllib.TOMLDecodeError:
+        return key, value.strip()
+    return key, parsed["value"] if set(parsed) == {"value"} else value.strip()
+
+
+def _set(values: dict[str, Any], key: str, value: Any) -> None:
+    *tables, last = key.split(".")
+    for table in tables:
+        values = values.setdefault(table, {})
+        if not isinstance(values, dict):
+            raise InputError(f"override {key}: {table} is a value, not a table.")
+    values[last] = value
+
+
+def _describe(error: ValidationError) -> dict[str, str]:
+    """One message for each key at fault."""
+    unknown: dict[str, str] = {}
+    rules: dict[str, list[str]] = {}
+    for problem in error.errors():
+        location = _key_of(problem["loc"])
+        key = ".".join(location)
+        if problem["type"] == "extra_forbidden":
+            unknown[key] = _unknown_key(location)
+        else:
+            rules.setdefault(key, []).append(_rule(problem))
+    # A union reports one broken rule for each of its branches.
+    return unknown | {
+        key: f"{key or 'the study file'}: {' or '.join(broken)}."
+        for key, broken in rules.items()
+    }
+
+
+def _key_of(location: Sequence[str | int]) -> tuple[str, ...]:
+    # Behind a field pydantic adds branches of unions and positions in lists.
+    key: tuple[str, ...] = ()
+    for part in location:
+        if not _fields_at(key):
+            break
+        key += (str(part),)
+    return key
+
+
+def _unknown_key(location: Sequence[str]) -> str:
+    known = _fields_at(location[:-1])
+    near = _nearest(location[-1], known)
+    table = f"[{'.'.join(location[:-1])}]" if location[1:] else "the study file"
+    return f"unknown key {location[-1]!r} in {table}{near}; known: {', '.join(known)}."
+
+
+def _rule(problem: ErrorDetails) -> str:
+    if problem["type"] == "missing":
+        return "required, but missing"
+    rule = problem["msg"].removeprefix("Value error, ").rstrip(".")
+    if problem["type"] == "value_error":
+        return rule
+    given = problem["input"]
+    rule = rule.removeprefix("Input ").replace("should", "must", 1)
+    near = ""
+    if problem["type"] == "literal_error" and isinstance(given, str):
+        near = _nearest(given, re.findall(r"'([^']*)'", problem["msg"]))
+    return f"{rule}, got {given!r}{near}"
+
+
+def _nearest(given: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def _fields_at(location: Sequence[str]) -> tuple[str, ...]:
+    model: Any = StudyConfig
+    for part in location:
+        known = model.model_fields.get(part)
+        model = known.annotation if known else None
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            return ()
+    return tuple(model.model_fields)
+
+
+def _key_lines(text: str) -> Iterator[tuple[str, int]]:
+    """Dotted key and line number of each table header and key of a study file."""
+    table = ""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if header := re.match(r"\s*\[\s*([\w.\- ]+?)\s*\]", line):
+            table = header[1].replace(" ", "")
+            yield table, number
+        elif assignment := re.match(r"\s*([\w.\-]+)\s*=", line):
+            yield f"{table}.{assignment[1]}" if table else assignment[1], number

@@ -1,0 +1,245 @@
+"""The net of a spec as an `nn.Module`, built from the shapes that complexity sums.
+
+State dicts carry torchvision's ResNet names, so weights load both ways. The block is
+post-activation: batch normalisation behind each convolution, ReLU after the addition.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from resnext_ablate.spec import (
+    Block,
+    Conv,
+    InputError,
+    Layout,
+    ResNeXtSpec,
+    parse_spec,
+)
+
+
+class Bottleneck(nn.Module):
+    """1x1, grouped 3x3, 1x1, then the addition: Fig. 3 (c) of the paper."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = _conv(block.conv1), _norm(block.conv1)
+        self.conv2, self.bn2 = _conv(block.conv2), _norm(block.conv2)
+        self.conv3, self.bn3 = _conv(block.conv3), _norm(block.conv3)
+        projection = block.projection
+        self.downsample = (
+            None
+            if projection is None
+            else nn.Sequential(_conv(projection), _norm(projection))
+        )
+        self.has_shortcut = block.has_shortcut
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        out = functional.relu(self.bn1(self.conv1(features)), inplace=True)
+        out = functional.relu(self.bn2(self.conv2(out)), inplace=True)
+        out = self.bn3(self.conv3(out))
+        if self.has_shortcut:
+            out += features if self.downsample is None else self.downsample(features)
+        return functional.relu(out, inplace=True)
+
+
+class ResNeXt(nn.Module):
+    """Stem, stages `layer1`, `layer2`, ..., global average pooling and head.
+
+    Made by `build`, which draws the weights from a generator.
+    """
+
+    def __init__(self, spec: ResNeXtSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        # No weight depends on the image size: the smallest one will do.
+        layout = spec.layout(spec.total_stride)
+        self.conv1, self.bn1 = _conv(layout.stem), _norm(layout.stem)
+        self.maxpool = _max_pool(layout)
+        for stage, blocks in groupby(layout.blocks, key=lambda block: block.stage):
+            self.add_module(f"layer{stage}", nn.Sequential(*map(Bottleneck, blocks)))
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(layout.head.in_features, layout.head.out_features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch.
+
+        Args:
+            images: float (N, C, H, W), sides of at least `spec.total_stride` pixels.
+
+        Returns:
+            Float (N, num_classes), not normalised.
+        """
+        features = functional.relu(self.bn1(self.conv1(images)), inplace=True)
+        features = self.maxpool(features)
+        for stage in range(1, self.spec.num_stages + 1):
+            features = self.get_submodule(f"layer{stage}")(features)
+        logits: Tensor = self.fc(torch.flatten(self.avgpool(features), 1))
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class FvcoreCount:
+    """What fvcore counts for one image in eval mode; a multiply-add counts as 1."""
+
+    conv_linear: int
+    """Convolutions and the head: comparable with `Complexity.macs`."""
+    total: int
+    """With batch normalisation and average pooling, as fvcore's own total."""
+
+
+def build(
+    spec: ResNeXtSpec | str, *, generator: torch.Generator | None = None
+) -> ResNeXt:
+    """The net of a spec or of its name, on the CPU, in train mode.
+
+    Convolutions start He normal by fan-out, batch normalisation at scale 1 and shift 0,
+    the head uniform in 1 / sqrt(in_features) with bias 0, as in the paper's code.
+
+    Args:
+        spec: the net, or a name that `parse_spec` reads.
+        generator: the CPU generator of every draw; None is torch's global one.
+
+    Raises:
+        InputError: the name does not parse.
+    """
+    spec = parse_spec(spec) if isinstance(spec, str) else spec
+    with torch.device("meta"):  # torch's own initialisation draws globally
+        model = ResNeXt(spec)
+    # Not `to_empty`, which imports half a second of torch on its first call.
+    on_meta = model.state_dict().items()
+    empty = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in on_meta}
+    model.load_state_dict(empty, assign=True)
+    _initialise(model, generator)
+    return model
+
+
+def load_weights(model: ResNeXt, state_dict: Mapping[str, Any]) -> None:
+    """Copies weights and batch-norm statistics into the net, in torchvision's names.
+
+    Nothing is copied unless all of it fits.
+
+    Args:
+        model: the net, on any device.
+        state_dict: tensors by name, such as `torchvision.models.resnet50().state_dict()`.
+
+    Raises:
+        InputError: names are missing or unknown, or shapes differ.
+    """
+    wanted = model.state_dict()
+    missing = [
+        name
+        for name in wanted.keys() - state_dict.keys()
+        if not name.endswith("num_batches_tracked")  # absent in old state dicts
+    ]
+    problems = [
+        _listing("missing", missing),
+        _listing("unexpected", list(state_dict.keys() - wanted.keys())),
+        _listing("misshapen", _misshapen(wanted, state_dict)),
+    ]
+    if any(problems):
+        raise InputError(
+            f"state_dict must hold the tensors of {model.spec.name}, by torchvision's "
+            f"names: {'; '.join(filter(None, problems))}."
+        )
+    model.load_state_dict({**wanted, **state_dict})
+
+
+def measure_fvcore(spec: ResNeXtSpec, *, image_size: int) -> FvcoreCount:
+    """Counts one forward pass of the built net with fvcore: CPU, batch of 1, eval mode.
+
+    Takes 0.05 s for a small net, about 1 s for ResNet-50.
+
+    Raises:
+        InputError: the image is smaller than the net's total stride.
+    """
+    spec.layout(image_size)
+    model = build(spec, generator=torch.Generator().manual_seed(0)).eval()
+    images = torch.zeros(1, spec.in_channels, image_size, image_size)
+    with torch.no_grad(), warnings.catch_warnings():
+        # fvcore compiles and traces by torch.jit, which is deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.simplefilter("ignore", FutureWarning)
+        # Imported here because training imports this module and never counts.
+        from fvcore.nn import FlopCountAnalysis
+
+        analysis = FlopCountAnalysis(model, images)
+        analysis.unsupported_ops_warnings(False)  # ReLU, additions, max-pool
+        analysis.uncalled_modules_warnings(False)
+        analysis.tracer_warnings("none")
+        by_operator = analysis.by_operator()
+    return FvcoreCount(
+        conv_linear=int(by_operator["conv"] + by_operator["linear"]),
+        total=int(sum(by_operator.values())),
+    )
+
+
+def _conv(conv: Conv) -> nn.Conv2d:
+    return nn.Conv2d(
+        conv.in_channels,
+        conv.out_channels,
+        conv.kernel_size,
+        stride=conv.stride,
+        padding=(conv.kernel_size - 1) // 2,
+        groups=conv.groups,
+        bias=False,
+    )
+
+
+def _norm(conv: Conv) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(conv.out_channels)
+
+
+def _max_pool(layout: Layout) -> nn.Module:
+    if layout.has_max_pool:
+        return nn.MaxPool2d(kernel_size=3, stride=2, padding=1)
+    return nn.Identity()
+
+
+def _initialise(model: nn.Module, generator: torch.Generator | None) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(
+                module.weight,
+                mode="fan_out",
+                nonlinearity="relu",
+                generator=generator,
+            )
+        elif isinstance(module, nn.BatchNorm2d):
+            module.reset_parameters()
+        elif isinstance(module, nn.Linear):
+            bound = 1 / math.sqrt(module.in_features)
+            nn.init.uniform_(module.weight, -bound, bound, generator=generator)
+            nn.init.zeros_(module.bias)
+
+
+def _misshapen(
+    wanted: Mapping[str, Tensor], state_dict: Mapping[str, Any]
+) -> list[str]:
+    problems = []
+    for name in wanted.keys() & state_dict.keys():
+        given, shape = state_dict[name], tuple(wanted[name].shape)
+        if not isinstance(given, Tensor):
+            problems.append(f"{name} (a {type(given).__name__}, must be a tensor)")
+        elif tuple(given.shape) != shape:
+            problems.append(f"{name} {tuple(given.shape)}, must be {shape}")
+    return problems
+
+
+def _listing(problem: str, names: Sequence[str]) -> str:
+    """The count and the first names, or nothing when there are none."""
+    if not names:
+        return ""
+    shown = sorted(names)[:3]
+    more = ", ..." if len(names) > len(shown) else ""
+    return f"{len(names)} {problem}: {', '.join(shown)}{more}"

@@ -1,0 +1,390 @@
+"""A study from its config to its run files: plan, scheduler, resume.
+
+One scheduler process per study. It alone speaks to Optuna (through `trials`); the
+executors train. What is to do is derived afresh from plan and run files, so the same
+command goes on after any end of an earlier one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from resnext_ablate import data, execution, model, records, training, trials
+from resnext_ablate.config import StudyConfig, differences, load_study
+from resnext_ablate.matching import Match, certify, match
+from resnext_ablate.records import Cell, NetRecord, Plan
+from resnext_ablate.schedule import Progress, Schedule
+from resnext_ablate.spec import InputError, ResNeXtSpec
+
+# What may differ from the study file of earlier results: these add runs, or do not
+# touch a run's numbers. Moved images are recognised by their checksum.
+_MAY_CHANGE = (
+    "question",
+    "report",
+    "data.root",
+    "net.cardinality",
+    "net.variants",
+    "net.tolerance_pct",
+    "run.seeds",
+    "run.executors",
+    "run.max_attempts",
+)
+
+
+@dataclass(frozen=True)
+class PreparedStudy:
+    """A study ready to run: nothing in it is `auto` any more."""
+
+    config: StudyConfig
+    plan: Plan
+    data: data.Prepared
+    devices: tuple[str, ...]
+    """One for each executor."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How `run_study` ended."""
+
+    folder: Path
+    num_planned: int
+    num_complete: int
+    num_failed: int
+    """Runs that failed or diverged."""
+    signal_number: int | None
+    """The signal that interrupted the study; None where it ran to its end."""
+
+
+def variant_matches(
+    config: StudyConfig, *, in_channels: int, num_classes: int, image_size: int
+) -> tuple[Match, ...]:
+    """The study's nets with their certificates, the reference first.
+
+    Raises:
+        InputError: no width fits a cardinality, or the images are too small.
+    """
+    net = config.net
+
+    def for_data(spec: ResNeXtSpec) -> ResNeXtSpec:
+        return replace(spec, in_channels=in_channels, num_classes=num_classes)
+
+    reference = for_data(net.reference_spec())
+    if net.cardinality:
+        found = match(
+            for_data(net.template_spec()),
+            cardinalities=net.cardinality,
+            hold=net.hold,
+            tolerance_pct=net.tolerance_pct,
+            image_size=image_size,
+            reference=reference,
+        )
+    else:
+        found = tuple(
+            certify(for_data(spec), reference=reference, image_size=image_size)
+            for spec in net.variant_specs()
+        )
+    own = certify(reference, reference=reference, image_size=image_size)
+    return (own, *(one for one in found if one.spec != reference))
+
+
+def prepare(
+    config: StudyConfig,
+    *,
+    command: str = "",
+    earlier: tuple[StudyConfig, Plan] | None = None,
+    on_data: Callable[[int, int], None] | None = None,
+) -> PreparedStudy:
+    """Decodes the data, matches and measures the nets, and lays out the runs.
+
+    Args:
+        config: the study as its file has it.
+        command: the command line, for the record.
+        earlier: resolved config and plan of results that this run goes on with.
+        on_data: told (done, total) while images are decoded.
+
+    Raises:
+        InputError: see `data.prepare`, `variant_matches` and `execution.devices`; or
+            the study differs from `earlier` so that runs would not be comparable.
+    """
+    config, devices = _resolve(config, earlier=earlier[0] if earlier else None)
+    if earlier:
+        _check_comparable(earlier[0], config)
+    prepared = data.prepare(config.data, on_progress=on_data)
+    info = prepared.info
+    matches = variant_matches(
+        config,
+        in_channels=info.in_channels,
+        num_classes=info.num_classes,
+        image_size=info.image_size,
+    )
+    old_plan = earlier[1] if earlier else None
+    if old_plan and old_plan.provenance["data_checksum"] != info.checksum:
+        raise InputError(
+            f"study {config.name}: the images are not those of the results so far "
+            f"(checksum {info.checksum[:12]}, was "
+            f"{old_plan.provenance['data_checksum'][:12]}); give the study a new name."
+        )
+    measured = {net.name: net for net in old_plan.nets} if old_plan else {}
+    labels = _labels([one.spec for one in matches])
+    nets = tuple(
+        measured.get(one.spec.name)
+        or _net_record(one, label=label, image_size=info.image_size)
+        for one, label in zip(matches, labels, strict=True)
+    )
+    cells = tuple(
+        Cell(records.cell_id(one.spec, seed), net.variant, seed)
+        for seed in config.run.seed_list()
+        for one, net in zip(matches, nets, strict=True)
+    )
+    provenance = (
+        old_plan.provenance
+        if old_plan
+        else _provenance(config, info=info, command=command)
+    )
+    plan = Plan(nets=nets, cells=cells, provenance=provenance)
+    return PreparedStudy(config, plan, prepared, devices)
+
+
+def run_study(
+    config: StudyConfig,
+    *,
+    results: Path,
+    command: str = "",
+    retry_failed: bool = False,
+    on_data: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Runs a study, or what is left of it, and leaves its run files in its folder.
+
+    Args:
+        config: the study as its file has it.
+        results: folder that holds the study's folder.
+        command: the command line, for the record.
+        retry_failed: run failed and diverged cells again.
+        on_data: told (done, total) while images are decoded.
+        on_progress: told after each event of a run, and about once a second.
+
+    Raises:
+        InputError: see `prepare`; or the folder cannot be written, holds a storage
+            that is none, or another process runs this study.
+    """
+    folder = _make_folder(results / config.name)
+    with _only_scheduler(folder, name=config.name):
+        earlier = _earlier(folder)
+        prepared = prepare(config, command=command, earlier=earlier, on_data=on_data)
+        if not execution.wait_for_executors(folder):
+            raise RuntimeError(f"{folder}: an executor of an earlier run does not end.")
+        plan = _with_kept_runs(prepared.plan, earlier, folder=folder)
+        optuna_study = trials.open_storage(folder, name=config.name)
+        records.write_atomically(folder / records.STUDY_FILE, prepared.config.to_toml())
+        records.write_plan(plan, folder)
+        if retry_failed:
+            _forget_failures(plan, folder)
+        trials.reconcile(optuna_study, plan=plan, folder=folder)
+        schedule = Schedule(
+            optuna_study,
+            config=prepared.config,
+            plan=plan,
+            folder=folder,
+            data_folder=prepared.data.folder,
+            devices=prepared.devices,
+            on_progress=on_progress or (lambda progress: None),
+        )
+        with _caught_signals() as caught:
+            schedule.run(should_stop=lambda: bool(caught))
+        runs = records.read_runs(folder, plan)
+        states = Counter(run.state for run in runs)
+        return Outcome(
+            folder=folder,
+            num_planned=len(plan.cells),
+            num_complete=states["complete"],
+            num_failed=states["failed"] + states["diverged"],
+            signal_number=caught[0] if caught else None,
+        )
+
+
+def _resolve(
+    config: StudyConfig, *, earlier: StudyConfig | None
+) -> tuple[StudyConfig, tuple[str, ...]]:
+    """The config with every `auto` settled, and a device for each executor.
+
+    What earlier results settled stays settled.
+    """
+    run, train = config.run, config.train
+    if earlier and run.device == "auto":
+        run = run.model_copy(update={"device": earlier.run.device})
+    found = execution.devices(run.device)
+    run = run.model_copy(update={"device": found[0].partition(":")[0]})
+    if run.executors == "auto":
+        count = execution.usable_cores() if found == ("cpu",) else len(found)
+        run = run.model_copy(update={"executors": count})
+    if train.precision == "auto":
+        precision = (
+            earlier.train.precision
+            if earlier
+            else training.resolve_precision("auto", device=torch.device(found[0]))
+        )
+        train = train.model_copy(update={"precision": precision})
+    assert isinstance(run.executors, int)
+    devices = tuple(found[index % len(found)] for index in range(run.executors))
+    return config.model_copy(update={"run": run, "train": train}), devices
+
+
+def _check_comparable(old: StudyConfig, new: StudyConfig) -> None:
+    changed = "\n  ".join(differences(old, new, may_change=_MAY_CHANGE))
+    if changed:
+        raise InputError(
+            f"study {new.name} has results of other settings; its runs would not be "
+            f"comparable:\n  {changed}\n"
+            "Give the changed study a new name (name=...), or move its folder away."
+        )
+
+
+def _labels(specs: list[ResNeXtSpec]) -> tuple[str, ...]:
+    """Settings such as `32x4d` where they tell the nets apart, else whole names."""
+    shared = Counter(spec.setting for spec in specs)
+    return tuple(
+        spec.setting if shared[spec.setting] == 1 else spec.name for spec in specs
+    )
+
+
+def _net_record(one: Match, *, label: str, image_size: int) -> NetRecord:
+    fvcore = model.measure_fvcore(one.spec, image_size=image_size)
+    assert fvcore.conv_linear == one.complexity.macs, (one.spec.name, fvcore)
+    return NetRecord(
+        variant=label,
+        name=one.spec.name,
+        spec=one.spec.to_dict(),
+        image_size=image_size,
+        macs=one.complexity.macs,
+        params=one.complexity.params,
+        params_without_bn=one.complexity.params_without_bn,
+        activations=one.complexity.activations,
+        fvcore_macs=fvcore.conv_linear,
+        fvcore_total=fvcore.total,
+        macs_error_pct=one.macs_error_pct,
+        params_error_pct=one.params_error_pct,
+        activations_error_pct=one.activations_error_pct,
+        is_reference=one.macs_error_pct == 0 and one.params_error_pct == 0,
+    )
+
+
+def _provenance(
+    config: StudyConfig, *, info: data.DataInfo, command: str
+) -> dict[str, str]:
+    gpus = [
+        torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())
+    ]
+    return {
+        "study": config.name,
+        "question": config.question,
+        "command": command,
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **records.environment(),
+        "cpu": f"{records.cpu_name()}, {execution.usable_cores()} cores",
+        "gpu": ", ".join(gpus),
+        "data_name": info.name,
+        "data_checksum": info.checksum,
+        "data_counts": (
+            f"{info.num_train} train, {info.num_val} val, {info.num_test} test"
+        ),
+        "corrupt_files": ", ".join(info.corrupt_files),
+    }
+
+
+def _make_folder(folder: Path) -> Path:
+    try:
+        (folder / records.RUNS_FOLDER).mkdir(parents=True, exist_ok=True)
+        (folder / records.LOCK_FILE).touch()
+    except OSError as error:
+        raise InputError(
+            f"results folder {folder}: cannot be written ({error.strerror}); choose "
+            "another with --results."
+        ) from None
+    return folder
+
+
+@contextlib.contextmanager
+def _only_scheduler(folder: Path, *, name: str) -> Iterator[None]:
+    """Holds the study's lock; the kernel drops it with the process."""
+    with (folder / records.LOCK_FILE).open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"study {name} is being run by process {file.read().strip() or '?'}; "
+                "resnext-ablate status shows how far it is."
+            ) from None
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _caught_signals() -> Iterator[list[int]]:
+    """Collects the first SIGINT or SIGTERM; a second one acts as it always does."""
+    caught: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield caught
+        return
+    usual = {number: signal.getsignal(number) for number in _SIGNALS}
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        caught.append(number)
+        for other, handler in usual.items():
+            signal.signal(other, handler)
+
+    for number in _SIGNALS:
+        signal.signal(number, catch)
+    try:
+        yield caught
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def _earlier(folder: Path) -> tuple[StudyConfig, Plan] | None:
+    if not (folder / records.PLAN_FILE).exists():
+        return None
+    return load_study(folder / records.STUDY_FILE), records.read_plan(folder)
+
+
+def _with_kept_runs(
+    plan: Plan, earlier: tuple[StudyConfig, Plan] | None, *, folder: Path
+) -> Plan:
+    """The plan with the finished cells of an earlier, wider one: none is dropped."""
+    if earlier is None:
+        return plan
+    old = earlier[1]
+    planned = {cell.id for cell in plan.cells}
+    kept = tuple(
+        cell
+        for cell in old.cells
+        if cell.id not in planned and records.read_run(folder, cell.id)
+    )
+    names = {net.variant for net in plan.nets}
+    nets = {cell.variant: old.net(cell.variant) for cell in kept}
+    extra = tuple(net for variant, net in nets.items() if variant not in names)
+    return replace(plan, nets=plan.nets + extra, cells=plan.cells + kept)
+
+
+def _forget_failures(plan: Plan, folder: Path) -> None:
+    for run in records.read_runs(folder, plan):
+        if run.state != "complete":
+            records.run_path(folder, run.cell).unlink()

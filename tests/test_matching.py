@@ -1,0 +1,234 @@
+"""Widths that hold a budget, and the errors when none does."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import small_specs
+
+from resnext_ablate.complexity import block_params, complexity
+from resnext_ablate.matching import Hold, Match, certify, match
+from resnext_ablate.spec import InputError, ResNeXtSpec, parse_spec
+
+HOLDS: tuple[Hold, ...] = ("block_params", "macs", "params")
+PAPER_CARDINALITIES = (1, 2, 4, 8, 32)
+
+
+def _match(
+    *cardinalities: int,
+    template: str = "resnet50",
+    hold: Hold = "macs",
+    tolerance_pct: float = 5,
+    image_size: int = 224,
+    reference: str | None = None,
+) -> tuple[Match, ...]:
+    return match(
+        parse_spec(template),
+        cardinalities=cardinalities,
+        hold=hold,
+        tolerance_pct=tolerance_pct,
+        image_size=image_size,
+        reference=None if reference is None else parse_spec(reference),
+    )
+
+
+def _cost(spec: ResNeXtSpec, hold: Hold, image_size: int) -> int:
+    if hold == "block_params":
+        return block_params(spec.cardinality, spec.base_width, spec.out_channels[0])
+    cost = complexity(spec, image_size)
+    return cost.macs if hold == "macs" else cost.params
+
+
+@pytest.mark.parametrize("template", ["resnet50", "resnet101", "resnext101-32x4d"])
+def test_equation_4_widths(template: str) -> None:
+    """Holding block parameters gives the widths of the paper's Table 2."""
+    matches = _match(
+        *PAPER_CARDINALITIES,
+        template=template,
+        hold="block_params",
+        reference="resnet50",
+    )
+    assert [64, 40, 24, 14, 4] == [match.spec.base_width for match in matches]
+    assert list(PAPER_CARDINALITIES) == [match.spec.cardinality for match in matches]
+    assert all(match.spec.doubles for match in matches)
+
+
+def test_equation_4_errors() -> None:
+    """The blocks of Table 2 and the nets of Table 3 miss by the known percents."""
+    matches = _match(*PAPER_CARDINALITIES, hold="block_params")
+    blocks = [round(match.block_params_error_pct, 2) for match in matches]
+    assert [0, 0.18, 0.37, 2.62, 0.74] == blocks
+    assert [0, 0.86, 1.73, 4.36, 3.46] == [round(m.macs_error_pct, 2) for m in matches]
+    params = [round(match.params_error_pct, 2) for match in matches]
+    assert [0, -0.52, -1.03, 0.18, -2.07] == params
+
+
+def test_macs_of_table_3_at_101_layers() -> None:
+    """The 101-layer nets of Table 3 miss ResNet-101's macs by the known percents."""
+    reference = parse_spec("resnet101")
+    errors = [
+        certify(parse_spec(name), reference=reference, image_size=224).macs_error_pct
+        for name in ("resnet101", "resnext101-2x40d", "resnext101-4x24d")
+        + ("resnext101-8x14d", "resnext101-32x4d")
+    ]
+    assert [0, 0.54, 1.08, 3.53, 2.16] == [round(error, 2) for error in errors]
+
+
+def test_holding_macs_takes_the_nearest_width() -> None:
+    """Holding macs, C = 8 takes 13 (-3.41 %) where Eq. 4 takes 14 (+4.36 %)."""
+    (nearest,) = _match(8)
+    assert "resnext50-8x13d" == nearest.spec.name
+    assert -3.41 == round(nearest.macs_error_pct, 2)
+
+
+def test_budget_of_another_net() -> None:
+    """The budget is the reference's, the rest the template's."""
+    (found,) = _match(
+        4, template="resnet29-t16-c100", reference="resnext29-2x64d-t16", image_size=32
+    )
+    assert (100, 16, 4) == (
+        found.spec.num_classes,
+        found.spec.template_width,
+        found.spec.cardinality,
+    )
+    assert found.macs_error_pct == pytest.approx(
+        100 * (found.complexity.macs / _cost_of("resnext29-2x64d-t16") - 1)
+    )
+    assert abs(found.macs_error_pct) < 5
+
+
+def _cost_of(name: str) -> int:
+    return complexity(parse_spec(name), 32).macs
+
+
+@settings(deadline=None)
+@given(
+    reference=small_specs(),
+    template=small_specs(),
+    cardinality=st.integers(1, 9),
+    hold=st.sampled_from(HOLDS),
+)
+def test_nearest_of_all_widths(
+    reference: ResNeXtSpec, template: ResNeXtSpec, cardinality: int, hold: Hold
+) -> None:
+    """No width comes nearer to the budget than the one found."""
+    image_size = max(reference.total_stride, template.total_stride) + 3
+    (found,) = match(
+        template,
+        cardinalities=(cardinality,),
+        hold=hold,
+        tolerance_pct=1e9,
+        image_size=image_size,
+        reference=reference,
+    )
+    budget = _cost(reference, hold, image_size)
+
+    def distance(width: int) -> int:
+        spec = template.with_setting(cardinality, width)
+        return abs(_cost(spec, hold, image_size) - budget)
+
+    nearest = min(map(distance, range(1, 2 * found.spec.base_width + 8)))
+    assert nearest == distance(found.spec.base_width)
+    assert template.with_setting(cardinality, found.spec.base_width) == found.spec
+
+
+@given(reference=small_specs(), hold=st.sampled_from(HOLDS))
+def test_a_net_matches_itself(reference: ResNeXtSpec, hold: Hold) -> None:
+    """A net whose width doubles is its own match, with no error in any currency."""
+    template = reference.with_setting(reference.cardinality, reference.base_width)
+    (found,) = match(
+        template,
+        cardinalities=(template.cardinality,),
+        hold=hold,
+        tolerance_pct=1e-9,
+        image_size=64,
+    )
+    assert template == found.spec
+    assert (0, 0, 0, 0) == (
+        found.macs_error_pct,
+        found.params_error_pct,
+        found.activations_error_pct,
+        found.block_params_error_pct,
+    )
+
+
+def test_errors_are_signed_percents_of_the_reference() -> None:
+    """Each error is (ours - reference) / reference, in its own currency."""
+    ours, theirs = parse_spec("resnext50-32x4d"), parse_spec("resnet101")
+    found = certify(ours, reference=theirs, image_size=64)
+    a, b = complexity(ours, 64), complexity(theirs, 64)
+    assert a == found.complexity
+    for error, value, reference in (
+        (found.macs_error_pct, a.macs, b.macs),
+        (found.params_error_pct, a.params, b.params),
+        (found.activations_error_pct, a.activations, b.activations),
+        (found.block_params_error_pct, 70144, 69632),
+    ):
+        assert error == pytest.approx(100 * (value / reference - 1))
+    errors = [found.error_pct(hold) for hold in HOLDS]
+    assert [
+        found.block_params_error_pct,
+        found.macs_error_pct,
+        found.params_error_pct,
+    ] == errors
+
+
+def test_no_match_names_nearest_widths() -> None:
+    """Without a match the error names both neighbours and the tolerance needed."""
+    with pytest.raises(InputError) as caught:
+        _match(1, 16, tolerance_pct=4)
+    assert (
+        "no width holds macs within 4 % of resnet50 at cardinality 16: nearest 16x7d "
+        "(-4.30 %), 16x8d (+9.11 %). A tolerance of 4.30 % admits the nearest."
+    ) == str(caught.value)
+    assert "16x7d" == _match(16, tolerance_pct=4.3)[0].spec.setting
+
+
+def test_no_match_names_every_cardinality() -> None:
+    """One error names all cardinalities that fail, and no other."""
+    with pytest.raises(InputError) as caught:
+        _match(1, 300, 2, 8, tolerance_pct=1)
+    message = str(caught.value)
+    assert "at cardinality 300: nearest 300x1d (+116.77 %); at cardinality 8" in message
+    assert "nearest 8x13d (-3.41 %), 8x14d (+4.36 %)" in message
+    assert "cardinality 2:" not in message
+    assert "A tolerance of 116.78 % admits" in message
+
+
+@pytest.mark.parametrize("tolerance", [3.41, 0.87, 4.36])
+def test_tolerance_is_inclusive(tolerance: float) -> None:
+    """No match is further away than the tolerance."""
+    for found in _match(1, 2, tolerance_pct=tolerance):
+        assert abs(found.macs_error_pct) <= tolerance
+
+
+@pytest.mark.parametrize(
+    ("cardinalities", "hold", "tolerance", "message"),
+    [
+        ((1,), "macs", 0, "tolerance_pct must be .* above 0, such as 5; got 0"),
+        ((1,), "macs", -1, "tolerance_pct must be .* got -1"),
+        ((1,), "macs", math.nan, "tolerance_pct must be .* got nan"),
+        ((), "macs", 5, "cardinalities must name at least one"),
+        ((2, 0), "macs", 5, "whole numbers of at least 1, got 0"),
+        ((2, -4), "block_params", 5, "whole numbers of at least 1, got -4"),
+        ((2.5,), "macs", 5, "must be a whole number of at least 1, got 2.5"),
+        ((2, 4, 2, 4, 8), "macs", 5, "given more than once: 2, 4"),
+        ((1,), "flops", 5, "hold must be one of block_params, macs, params; got 'fl"),
+    ],
+)
+def test_bad_arguments(
+    cardinalities: tuple[int, ...], hold: Hold, tolerance: float, message: str
+) -> None:
+    """An argument that breaks its rule raises with argument, rule and value."""
+    with pytest.raises(InputError, match=message):
+        _match(*cardinalities, hold=hold, tolerance_pct=tolerance)
+
+
+@pytest.mark.parametrize("hold", HOLDS)
+def test_small_image_is_refused(hold: Hold) -> None:
+    """An image below the net's stride is refused, whatever is held."""
+    with pytest.raises(InputError, match="image_size must be at least 32"):
+        _match(2, hold=hold, image_size=31)

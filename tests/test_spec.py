@@ -1,0 +1,226 @@
+"""Names, rules and shapes of a spec."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pytest
+from hypothesis import given
+from strategies import any_specs
+
+from resnext_ablate.spec import (
+    InputError,
+    ResNeXtSpec,
+    doubled,
+    parse_setting,
+    parse_spec,
+    spec_from_dict,
+    stage_depths_of,
+)
+
+
+@given(spec=any_specs())
+def test_name_round_trip(spec: ResNeXtSpec) -> None:
+    """The name of any net parses back to that net."""
+    assert spec == parse_spec(spec.name)
+
+
+@given(spec=any_specs())
+def test_json_round_trip(spec: ResNeXtSpec) -> None:
+    """A net survives JSON, where tuples become lists."""
+    assert spec == spec_from_dict(json.loads(json.dumps(spec.to_dict())))
+
+
+@pytest.mark.parametrize(
+    ("name", "depths", "cardinality", "widths", "template_width", "stem"),
+    [
+        ("resnet50", (3, 4, 6, 3), 1, (64, 128, 256, 512), 64, "imagenet"),
+        ("resnext50-32x4d", (3, 4, 6, 3), 32, (4, 8, 16, 32), 64, "imagenet"),
+        ("resnext50_32x4d", (3, 4, 6, 3), 32, (4, 8, 16, 32), 64, "imagenet"),
+        ("resnext101-64x4d", (3, 4, 23, 3), 64, (4, 8, 16, 32), 64, "imagenet"),
+        ("resnet152", (3, 8, 36, 3), 1, (64, 128, 256, 512), 64, "imagenet"),
+        ("resnet200", (3, 24, 36, 3), 1, (64, 128, 256, 512), 64, "imagenet"),
+        ("wide_resnet50_2", (3, 4, 6, 3), 1, (128, 256, 512, 1024), 64, "imagenet"),
+        ("wide_resnet11_2-t16", (1, 1, 1), 1, (32, 64, 128), 16, "cifar"),
+        ("resnext29-8x64d", (3, 3, 3), 8, (64, 128, 256), 64, "cifar"),
+        ("resnet20-t16", (2, 2, 2), 1, (16, 32, 64), 16, "cifar"),
+        ("resnext11-4x3d-t8", (1, 1, 1), 4, (3, 6, 12), 8, "cifar"),
+        ("resnext11-4x3d-imagenet", (1, 1, 1), 4, (3, 6, 12), 64, "imagenet"),
+        ("resnext2.3.2-4x8d", (2, 3, 2), 4, (8, 16, 32), 64, "cifar"),
+        ("resnext3.-4x8d", (3,), 4, (8,), 64, "cifar"),
+        ("resnext50-8x14.27.55.108d", (3, 4, 6, 3), 8, (14, 27, 55, 108), 64, None),
+    ],
+)
+def test_names_parse(
+    name: str,
+    depths: tuple[int, ...],
+    cardinality: int,
+    widths: tuple[int, ...],
+    template_width: int,
+    stem: str | None,
+) -> None:
+    """Each form of a name gives its net."""
+    spec = parse_spec(name)
+    assert depths == spec.stage_depths
+    assert cardinality == spec.cardinality
+    assert widths == spec.bottleneck_widths
+    assert template_width == spec.template_width
+    assert (stem or "imagenet") == spec.stem
+
+
+def test_suffixes_parse() -> None:
+    """Suffixes set template width, in-channels, classes, stem and shortcut."""
+    spec = parse_spec("resnext11-2x3d-t8-imagenet-in1-c7-noshortcut")
+    assert (8, "imagenet", 1, 7, "none") == (
+        spec.template_width,
+        spec.stem,
+        spec.in_channels,
+        spec.num_classes,
+        spec.shortcut,
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "names no net"),
+        ("densenet121", "'densenet121' names no net; write resnet50"),
+        ("resnet50_2", "names no net"),
+        ("wide_resnet50", "names no net"),
+        ("wide_resnet50-32x4d", "names no net"),
+        ("wide_resnext50_2", "names no net"),
+        ("resnext50-32x4", "names no net"),
+        ("resnext50", "lacks its cardinality and width, as in resnext50-32x4d"),
+        ("resnext50-32x4d-q8", "unknown suffix '-q8'; known: -t16"),
+        ("resnext50-32x4d-t", "unknown suffix '-t'"),
+        ("resnext50-32x4d-cifar3", "unknown suffix '-cifar3'"),
+        ("resnext50-32x4d-c0", "num_classes must be at least 1, got 0"),
+        ("resnext50-0x4d", "cardinality must be a whole number of at least 1, got 0"),
+        ("resnext50-4x0d", "bottleneck_widths, stage 1 must be .* got 0"),
+        ("resnext1.0.1-4x4d", "stage_depths, stage 2 must be .* got 0"),
+        ("resnext50-8x4.8d", "one width per stage: 4 stages .* got 2 widths"),
+        ("resnet51", "got 51; nearest: 50 or 56"),
+    ],
+)
+def test_bad_names(name: str, message: str) -> None:
+    """A name that is no net raises with the rule it breaks."""
+    with pytest.raises(InputError, match=message):
+        parse_spec(name)
+
+
+@pytest.mark.parametrize(
+    ("depth", "nearest"),
+    [
+        (-7, "11"),
+        (3, "11"),
+        (12, "11 or 20"),
+        (49, "47 or 50"),
+        (51, "50 or 56"),
+        (199, "191 or 200"),
+    ],
+)
+def test_nearest_depths(depth: int, nearest: str) -> None:
+    """An impossible depth names the nearest valid ones, ImageNet depths included."""
+    with pytest.raises(InputError, match=f"got {depth}; nearest: {nearest}\\.$"):
+        stage_depths_of(depth)
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [("32x4d", (32, (4,))), ("2x40", (2, (40,))), ("8x14.27d", (8, (14, 27)))],
+)
+def test_settings_parse(setting: str, expected: tuple[int, tuple[int, ...]]) -> None:
+    """A setting gives cardinality and widths."""
+    assert expected == parse_setting(setting)
+
+
+def test_bad_setting() -> None:
+    """A setting that does not parse raises with the form to write."""
+    with pytest.raises(InputError, match="'32d' is no setting; .* as in 32x4d"):
+        parse_setting("32d")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("cardinality", 0, "cardinality must be a whole number of at least 1, got 0"),
+        ("cardinality", 2.0, "cardinality must be a whole number"),
+        ("cardinality", True, "cardinality must be a whole number"),
+        ("template_width", -1, "template_width must be a whole number"),
+        ("in_channels", 0, "in_channels must be a whole number"),
+        ("num_classes", -1, "num_classes must be a whole number"),
+        ("stem", "mnist", "stem must be 'imagenet' or 'cifar', got 'mnist'"),
+        ("shortcut", "A", "shortcut must be 'projection' or 'none', got 'A'"),
+        ("stage_depths", (1, 0, 1), "stage_depths, stage 2 must be .* got 0"),
+        ("bottleneck_widths", (1, 2), "one width per stage: 3 stages .* got 2 widths"),
+    ],
+)
+def test_bad_fields(field: str, value: object, message: str) -> None:
+    """A field that breaks its rule raises with field, rule and value."""
+    values = parse_spec("resnext11-4x3d").to_dict()
+    with pytest.raises(InputError, match=message):
+        ResNeXtSpec(**{**values, field: value})
+
+
+def test_no_stages() -> None:
+    """A net without stages is refused."""
+    with pytest.raises(InputError, match="at least one stage"):
+        ResNeXtSpec(stage_depths=(), cardinality=1, bottleneck_widths=())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "resnext29-8x64d", "resnext3.-4x8d"])
+def test_smallest_image(name: str) -> None:
+    """The smallest image ends as one pixel; a smaller one is refused by its size."""
+    spec = parse_spec(name)
+    smallest = spec.total_stride
+    assert spec.layout(smallest).convs[-1].out_side == 1
+    message = f"image_size must be at least {smallest}, .* of {re.escape(spec.name)}; "
+    with pytest.raises(InputError, match=f"{message}got {smallest - 1}"):
+        spec.layout(smallest - 1)
+
+
+def test_table_1_shapes() -> None:
+    """ResNeXt-50 (32x4d) has the stages of the paper's Table 1."""
+    layout = parse_spec("resnext50-32x4d").layout(224)
+    last = {block.stage: block for block in layout.blocks}
+    assert layout.stem.out_side == 112
+    assert [56, 28, 14, 7] == [block.conv3.out_side for block in last.values()]
+    assert [128, 256, 512, 1024] == [b.conv2.out_channels for b in last.values()]
+    assert [256, 512, 1024, 2048] == [b.conv3.out_channels for b in last.values()]
+    assert {32} == {block.conv2.groups for block in layout.blocks}
+
+
+@given(spec=any_specs())
+def test_stride_and_projection(spec: ResNeXtSpec) -> None:
+    """The stride sits in the 3x3; a projection stands just where the shape changes."""
+    layout = spec.layout(spec.total_stride)
+    for block in layout.blocks:
+        assert (1, 1) == (block.conv1.stride, block.conv3.stride)
+        given_shape = (block.conv1.in_channels, block.conv1.in_side)
+        changes = given_shape != (block.conv3.out_channels, block.conv3.out_side)
+        strided = block.conv2.stride == 2
+        wanted = spec.shortcut == "projection" and (changes or strided)
+        assert wanted == (block.projection is not None)
+
+
+@given(spec=any_specs())
+def test_layers_chain(spec: ResNeXtSpec) -> None:
+    """Each layer takes what the one before puts out, and the depth counts them all."""
+    layout = spec.layout(spec.total_stride + 5)
+    main = [conv for block in layout.blocks for conv in block.convs[:3]]
+    for before, after in zip(main, main[1:], strict=False):
+        assert (before.out_channels, before.out_side) == (
+            after.in_channels,
+            after.in_side,
+        )
+    assert main[-1].out_channels == layout.head.in_features == spec.out_channels[-1]
+    assert spec.depth == len(main) + 2
+
+
+def test_with_setting() -> None:
+    """One width doubles by stage, several stand as they are."""
+    spec = parse_spec("resnet29-t16")
+    assert parse_spec("resnext29-4x6d-t16") == spec.with_setting(4, 6)
+    assert (5, 6, 7) == spec.with_setting(4, 5, 6, 7).bottleneck_widths
+    assert (3, 6, 12, 24) == doubled(3, 4)
