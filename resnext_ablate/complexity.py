@@ -1,4 +1,4 @@
-"""Complexity of a spec in closed form, summed over the very shapes the model is built of.
+"""Complexity of a spec in closed form, summed over the shapes the model is built of.
 
 FLOPs are multiply-adds of convolutions and the linear head, as in the paper (Sec. 5).
 Activations are the outputs of all convolutions.

@@ -327,6 +327,7 @@ def _describe(error: ValidationError) -> dict[str, str]:
     """One message for each key at fault."""
     unknown: dict[str, str] = {}
     rules: dict[str, list[str]] = {}
+    given: dict[str, str] = {}
     for problem in error.errors():
         location = _key_of(problem["loc"])
         key = ".".join(location)
@@ -334,9 +335,10 @@ def _describe(error: ValidationError) -> dict[str, str]:
             unknown[key] = _unknown_key(location)
         else:
             rules.setdefault(key, []).append(_rule(problem))
+            given[key] = _given(problem)
     # A union reports one broken rule for each of its branches.
     return unknown | {
-        key: f"{key or 'the study file'}: {' or '.join(broken)}."
+        key: f"{key or 'the study file'}: {' or '.join(broken)}{given[key]}."
         for key, broken in rules.items()
     }
 
@@ -362,14 +364,18 @@ def _rule(problem: ErrorDetails) -> str:
     if problem["type"] == "missing":
         return "required, but missing"
     rule = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    if problem["type"] == "value_error":
-        return rule
+    return rule.removeprefix("Input ").removeprefix("String ").replace("should", "must")
+
+
+def _given(problem: ErrorDetails) -> str:
+    """What stood there, where the rule does not tell already."""
+    if problem["type"] in ("missing", "value_error"):
+        return ""
     given = problem["input"]
-    rule = rule.removeprefix("Input ").replace("should", "must", 1)
     near = ""
     if problem["type"] == "literal_error" and isinstance(given, str):
         near = _nearest(given, re.findall(r"'([^']*)'", problem["msg"]))
-    return f"{rule}, got {given!r}{near}"
+    return f", got {given!r}{near}"
 
 
 def _nearest(given: str, known: Sequence[str]) -> str:

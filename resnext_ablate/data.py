@@ -2,8 +2,9 @@
 
 `prepare` finds, decodes, splits and caches a data set; the scheduler calls it. `load`
 puts the cached arrays on a device; executors call it, and it imports neither
-torchvision nor Pillow nor scikit-learn. The rest are pure functions that turn stored images into
-batches; all their random draws come from a generator seeded by seed and epoch alone.
+torchvision nor Pillow nor scikit-learn. The rest are pure functions that turn stored
+images into batches; all their random draws come from a generator seeded by seed and
+epoch alone.
 
 Stored images are uint8 (N, H, W, C), batches float (N, C, H, W).
 """
@@ -28,14 +29,10 @@ import torch
 from torch import Tensor
 
 from resnext_ablate.config import DataConfig
+from resnext_ablate.images import Arrays, Decoded, Images, Progress, Source
 from resnext_ablate.sources import (
     CACHE_VARIABLE,
     DATASETS,
-    Arrays,
-    Decoded,
-    Images,
-    Progress,
-    Source,
     cache_folder,
     stratified_split,
 )
@@ -226,12 +223,10 @@ def eval_batches(
     split: Split, *, mean: Tensor, std: Tensor, batch_size: int
 ) -> Iterator[Batch]:
     """All images of a split in their order, normalised."""
-    parts = zip(
-        split.images.split(batch_size), split.labels.split(batch_size), strict=True
-    )
-    for images, labels in parts:
-        normalised = normalise(images, mean=mean, std=std)
-        yield Batch(normalised.permute(0, 3, 1, 2), labels)
+    for start in range(0, len(split.labels), batch_size):
+        part = slice(start, start + batch_size)
+        images = normalise(split.images[part], mean=mean, std=std)  # (N, H, W, C)
+        yield Batch(images.permute(0, 3, 1, 2), split.labels[part])
 
 
 def normalise(images: Tensor, *, mean: Tensor, std: Tensor) -> Tensor:
@@ -384,9 +379,9 @@ def _digest(array: npt.NDArray[Any]) -> str:
 
 
 def _info_from(values: dict[str, Any]) -> DataInfo:
-    return DataInfo(
-        **{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
-    )
+    tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
+    fields: dict[str, Any] = {**values, **tuples}
+    return DataInfo(**fields)
 
 
 def _load_split(folder: Path, split: str, *, device: torch.device) -> Split:

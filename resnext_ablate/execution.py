@@ -47,6 +47,10 @@ _CHILD_ENVIRONMENT = {
 }
 
 
+class ExecutorError(RuntimeError):
+    """Executors cannot be started, or do not end."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """All that an executor needs to know of one run."""

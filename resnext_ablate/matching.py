@@ -17,7 +17,7 @@ from resnext_ablate.complexity import Complexity, block_params, complexity
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
 Hold = Literal["block_params", "macs", "params"]
-"""The currency held: parameters of a stage-1 block (Eq. 4), macs or params of the net."""
+"""What is held: parameters of a stage-1 block (Eq. 4), the net's macs or params."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,7 +131,7 @@ def load_weights(model: ResNeXt, state_dict: Mapping[str, Any]) -> None:
 
     Args:
         model: the net, on any device.
-        state_dict: tensors by name, such as `torchvision.models.resnet50().state_dict()`.
+        state_dict: tensors by name, as `torchvision.models.resnet50().state_dict()`.
 
     Raises:
         InputError: names are missing or unknown, or shapes differ.

@@ -1,8 +1,8 @@
-"""What a study leaves on disk, and the tables read from it.
+"""What a study leaves on disk: its plan and a file per run.
 
 A study's folder holds `study.toml` (the resolved study file), `plan.json` (nets and
 cells), `study.db` (Optuna's storage), `runs/CELL.json` (one file per finished run, the
-truth about results) and the tables derived from those.
+truth about results) and the tables and report derived from those.
 """
 
 from __future__ import annotations
@@ -18,18 +18,15 @@ import platform
 import re
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from resnext_ablate import __version__
-from resnext_ablate.config import StudyConfig, load_study
-from resnext_ablate.spec import InputError, ResNeXtSpec, spec_from_dict
+from resnext_ablate.spec import InputError, ResNeXtSpec
 
 SCHEMA_VERSION = 1
 STUDY_FILE = "study.toml"
@@ -126,22 +123,6 @@ class RunRecord:
     peak_memory_mib: float | None = None
 
 
-@dataclass(frozen=True)
-class StudyTables:
-    """A study as tables; only finished runs appear."""
-
-    study: str
-    config: StudyConfig
-    provenance: dict[str, str]
-    nets: pd.DataFrame
-    """One row per variant, the reference first."""
-    runs: pd.DataFrame
-    """One row per finished run, failed and diverged ones included."""
-    epochs: pd.DataFrame
-    num_planned: int
-    """Runs in the plan."""
-
-
 def cell_id(spec: ResNeXtSpec, seed: int) -> str:
     """Names the run of a net with a seed; also its file's name."""
     text = json.dumps([spec.to_dict(), seed], sort_keys=True)
@@ -187,9 +168,7 @@ def read_plan(folder: Path) -> Plan:
     """
     path = folder / PLAN_FILE
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if values.pop("schema_version") != SCHEMA_VERSION:
-            raise InputError(f"{path}: written by another version of this package.")
+        values = _read_versioned(path)
         return Plan(
             nets=tuple(NetRecord(**net) for net in values["nets"]),
             cells=tuple(Cell(**cell) for cell in values["cells"]),
@@ -200,7 +179,7 @@ def read_plan(folder: Path) -> Plan:
             f"{folder} holds no study ({PLAN_FILE} is missing); "
             "resnext-ablate ls shows the studies of a results folder."
         ) from None
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged: {error}.") from None
 
 
@@ -218,12 +197,10 @@ def write_run(record: RunRecord, folder: Path) -> None:
 def read_run(folder: Path, cell: str) -> RunRecord | None:
     """The finished run of a cell; None where it has none, or a damaged one."""
     try:
-        values = json.loads(run_path(folder, cell).read_text(encoding="utf-8"))
-        if values.pop("schema_version") != SCHEMA_VERSION:
-            return None
+        values = _read_versioned(run_path(folder, cell))
         epochs = tuple(EpochRecord(**epoch) for epoch in values.pop("epochs"))
         return RunRecord(epochs=epochs, **values)
-    except (FileNotFoundError, json.JSONDecodeError, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
 
 
@@ -250,45 +227,6 @@ def environment() -> dict[str, str]:
     }
 
 
-def read_tables(folder: Path) -> StudyTables:
-    """The tables of a study, from its plan and run files.
-
-    Raises:
-        InputError: the folder holds no study.
-    """
-    plan = read_plan(folder)
-    config = load_study(folder / STUDY_FILE)
-    runs = read_runs(folder, plan)
-    return StudyTables(
-        study=config.name,
-        config=config,
-        provenance=plan.provenance,
-        nets=_nets_frame(plan),
-        runs=_runs_frame(config.name, plan, runs),
-        epochs=_epochs_frame(config.name, runs),
-        num_planned=len(plan.cells),
-    )
-
-
-def write_table(frame: pd.DataFrame, stem: Path, *, provenance: dict[str, str]) -> None:
-    """Writes `stem`.csv and `stem`.parquet; Parquet carries the provenance in attrs."""
-    frame = frame.copy()
-    frame.attrs = dict(provenance)
-    for suffix, write in (
-        (".csv", lambda path: frame.to_csv(path, index=False)),
-        (".parquet", lambda path: frame.to_parquet(path, index=False)),
-    ):
-        temporary = stem.with_name(f".{stem.name}{suffix}")
-        write(temporary)
-        temporary.replace(stem.with_name(stem.name + suffix))
-
-
-def write_tables(tables: StudyTables, folder: Path) -> None:
-    """Writes the `runs` and `epochs` tables as CSV and Parquet."""
-    write_table(tables.runs, folder / "runs", provenance=tables.provenance)
-    write_table(tables.epochs, folder / "epochs", provenance=tables.provenance)
-
-
 def scheduler_process(folder: Path) -> int | None:
     """Process number of the scheduler that runs a study now; None where none does."""
     path = folder / LOCK_FILE
@@ -302,133 +240,14 @@ def scheduler_process(folder: Path) -> int | None:
     return None
 
 
-_EPOCH_COLUMNS = [field.name for field in dataclasses.fields(EpochRecord)]
-
-
-def _nets_frame(plan: Plan) -> pd.DataFrame:
-    rows = []
-    for net in plan.nets:
-        spec = spec_from_dict(net.spec)
-        values = dataclasses.asdict(net)
-        del values["spec"]
-        rows.append(
-            {
-                "variant": net.variant,
-                "name": net.name,
-                "cardinality": spec.cardinality,
-                "base_width": spec.base_width,
-                "bottleneck_widths": ",".join(map(str, spec.bottleneck_widths)),
-                "depth": spec.depth,
-                "template_width": spec.template_width,
-                **values,
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def _runs_frame(study: str, plan: Plan, runs: Sequence[RunRecord]) -> pd.DataFrame:
-    rows = []
-    for run in runs:
-        net = plan.net(run.variant)
-        spec = spec_from_dict(net.spec)
-        last = run.epochs[-1] if run.state == "complete" else None
-        rows.append(
-            {
-                "study": study,
-                "variant": run.variant,
-                "name": net.name,
-                "cardinality": spec.cardinality,
-                "base_width": spec.base_width,
-                "depth": spec.depth,
-                "template_width": spec.template_width,
-                "seed": run.seed,
-                "state": run.state,
-                "reason": run.reason,
-                "macs": net.macs,
-                "fvcore_macs": net.fvcore_macs,
-                "params": net.params,
-                "activations": net.activations,
-                "epochs": len(run.epochs),
-                "train_loss": last.train_loss if last else None,
-                "train_error_pct": last.train_error_pct if last else None,
-                "val_loss": last.val_loss if last else None,
-                "val_error_pct": last.val_error_pct if last else None,
-                "test_loss": run.test_loss,
-                "test_error_pct": run.test_error_pct,
-                "train_time_s": run.train_time_s,
-                "images_per_s": run.images_per_s,
-                "peak_memory_mib": run.peak_memory_mib,
-                "device": run.device,
-                "precision": run.precision,
-                "torch_version": run.environment.get("torch_version", ""),
-                "package_version": run.environment.get("package_version", ""),
-                "git_commit": run.environment.get("git_commit", ""),
-                "data_checksum": run.data_checksum,
-                "started_at": run.started_at,
-            }
-        )
-    frame = pd.DataFrame(rows, columns=[*_RUN_COLUMNS])
-    return frame.astype(dict.fromkeys(_MEASURED, float))
-
-
-_RUN_COLUMNS = (
-    "study",
-    "variant",
-    "name",
-    "cardinality",
-    "base_width",
-    "depth",
-    "template_width",
-    "seed",
-    "state",
-    "reason",
-    "macs",
-    "fvcore_macs",
-    "params",
-    "activations",
-    "epochs",
-    "train_loss",
-    "train_error_pct",
-    "val_loss",
-    "val_error_pct",
-    "test_loss",
-    "test_error_pct",
-    "train_time_s",
-    "images_per_s",
-    "peak_memory_mib",
-    "device",
-    "precision",
-    "torch_version",
-    "package_version",
-    "git_commit",
-    "data_checksum",
-    "started_at",
-)
-_MEASURED = (
-    "train_loss",
-    "train_error_pct",
-    "val_loss",
-    "val_error_pct",
-    "test_loss",
-    "test_error_pct",
-    "train_time_s",
-    "images_per_s",
-    "peak_memory_mib",
-)
-
-
-def _epochs_frame(study: str, runs: Sequence[RunRecord]) -> pd.DataFrame:
-    rows = [
-        {
-            "study": study,
-            "variant": run.variant,
-            "seed": run.seed,
-            **dataclasses.asdict(epoch),
-        }
-        for run in runs
-        for epoch in run.epochs
-    ]
-    return pd.DataFrame(rows, columns=["study", "variant", "seed", *_EPOCH_COLUMNS])
+def _read_versioned(path: Path) -> dict[str, Any]:
+    values = json.loads(path.read_text(encoding="utf-8"))
+    if not isinstance(values, dict):
+        raise ValueError(f"holds a {type(values).__name__}, not an object")
+    version = values.pop("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ValueError(f"has schema version {version}, not {SCHEMA_VERSION}")
+    return values
 
 
 def _git_state() -> tuple[str, str]:

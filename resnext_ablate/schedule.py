@@ -14,7 +14,7 @@ import optuna
 
 from resnext_ablate import records, trials
 from resnext_ablate.config import StudyConfig
-from resnext_ablate.execution import Executors, Job, Message
+from resnext_ablate.execution import ExecutorError, Executors, Job, Message
 from resnext_ablate.records import Cell, Plan, RunRecord
 from resnext_ablate.trials import RunningRun
 
@@ -84,7 +84,7 @@ class Schedule:
         """Runs until nothing is left to do, or `should_stop` says so.
 
         Raises:
-            RuntimeError: executors die before they can take a job.
+            ExecutorError: executors die before they can take a job.
         """
         if not self._todo:
             return
@@ -161,7 +161,7 @@ class Schedule:
             self._failed_starts += 1
             if self._failed_starts >= _MAX_FAILED_STARTS:
                 log = self._folder / "logs" / f"executor-{index}.log"
-                raise RuntimeError(f"no executor starts: {reason}; see {log}.")
+                raise ExecutorError(f"no executor starts: {reason}; see {log}.")
             return
         if self._settle(index):
             return

@@ -331,9 +331,9 @@ def parse_spec(name: str) -> ResNeXtSpec:
     `resnet50`, `resnext50-32x4d`, `resnext29-8x64d`; torchvision's `resnext50_32x4d`
     and `wide_resnet50_2`. In place of the depth stage depths may stand
     (`resnext2.3.2-4x8d`; a lone stage keeps its dot, `resnext3.-4x8d`), in place of the
-    width one for each stage (`resnext50-8x14.27.55.108d`). Suffixes where a net departs from the paper's: `-t16`
-    template width, `-in1` in-channels, `-c100` classes, `-cifar` or `-imagenet` stem,
-    `-noshortcut`.
+    width one for each stage (`resnext50-8x14.27.55.108d`). Suffixes where a net departs
+    from the paper's: `-t16` template width, `-in1` in-channels, `-c100` classes,
+    `-cifar` or `-imagenet` stem, `-noshortcut`.
 
     Raises:
         InputError: the name does not parse, or the net breaks a rule.

@@ -17,6 +17,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,7 +31,7 @@ MAX_SEEDS = 100
 """More seeds than this are not counted out, only called "more than 100"."""
 
 _SPREADS_DIFFER = 0.01
-_NODES = 128
+_NODES = 64
 
 Floats = NDArray[np.float64]
 
@@ -181,7 +182,7 @@ def _test(
         correction = "Dunnett"
     else:
         arms = welch
-        p_corrected = _holm(p_values)
+        p_corrected = np.array(_holm(p_values))
         level = 1 - ALPHA / len(others) / 2
         critical = [float(stats.t.ppf(level, arm.df)) for arm in arms]
         correction = "Holm (spreads differ; intervals Bonferroni)"
@@ -204,34 +205,40 @@ def dunnett_p(t_values: Floats, *, correlations: Floats, df: float) -> Floats:
             sqrt(n_i / (n_i + n_reference)).
         df: degrees of freedom of the pooled spread.
     """
-    cdf = [_dunnett_cdf(float(t), correlations, df) for t in t_values]
-    return np.clip(1 - np.array(cdf), 0.0, 1.0)
+    cdf = _dunnett_cdf(t_values, correlations=correlations, df=df)
+    return np.clip(1 - cdf, 0.0, 1.0)
 
 
 def dunnett_critical(*, correlations: Floats, df: float) -> float:
     """The t-value that the largest of all arms exceeds in 5 % of null studies."""
 
     def excess(t: float) -> float:
-        return _dunnett_cdf(t, correlations, df) - (1 - ALPHA)
+        cdf = _dunnett_cdf(np.array([t]), correlations=correlations, df=df)
+        return float(cdf[0]) - (1 - ALPHA)
 
     bonferroni = float(stats.t.isf(ALPHA / len(correlations) / 2, df))
     return float(optimize.brentq(excess, 0.5, bonferroni + 0.01, xtol=1e-8))
 
 
-def _dunnett_cdf(t: float, correlations: Floats, df: float) -> float:
+def _dunnett_cdf(t_values: Floats, *, correlations: Floats, df: float) -> Floats:
     """P(all |T_i| <= t), T_i = (b_i Z + sqrt(1 - b_i^2) X_i) / S."""
     s, s_weights = _spread_nodes(df)
     z, z_weights = _legendre(-8.0, 8.0)
-    z_weights = z_weights * stats.norm.pdf(z)
-    inside = np.ones((len(s), len(z)))
-    for b, count in zip(*np.unique(correlations, return_counts=True), strict=True):
-        scale = math.sqrt(1 - b * b)
-        upper = special.ndtr((t * s[:, None] + b * z) / scale)
-        lower = special.ndtr((-t * s[:, None] + b * z) / scale)
-        inside *= (upper - lower) ** count
-    return float(s_weights @ inside @ z_weights)
+    z_weights = z_weights * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    shares, counts = np.unique(correlations, return_counts=True)
+    cdf = np.empty(len(t_values))
+    for i, t in enumerate(t_values):
+        inside = np.ones((len(s), len(z)))
+        for b, count in zip(shares, counts, strict=True):
+            scale = math.sqrt(1 - b * b)
+            upper = special.ndtr((t * s[:, None] + b * z) / scale)
+            lower = special.ndtr((-t * s[:, None] + b * z) / scale)
+            inside *= (upper - lower) ** count
+        cdf[i] = s_weights @ inside @ z_weights
+    return cdf
 
 
+@cache
 def detectable_shift(critical: float, *, df: float) -> float:
     """True difference, in standard errors, that a test shows with 80 % power.
 
@@ -246,17 +253,30 @@ def detectable_shift(critical: float, *, df: float) -> float:
     return float(optimize.brentq(lack, 0.0, 10 * critical + 10, xtol=1e-6))
 
 
+@cache
 def _spread_nodes(df: float) -> tuple[Floats, Floats]:
     """Nodes and weights for S = sqrt(chi-square / df)."""
-    law = stats.chi(df, scale=1 / math.sqrt(df))
-    s, weights = _legendre(float(law.ppf(1e-12)), float(law.isf(1e-12)))
-    return s, weights * law.pdf(s)
+    low, high = np.sqrt(special.chdtri(df, [1 - 1e-12, 1e-12]) / df)
+    s, weights = _legendre(float(low), float(high))
+    log_pdf = (
+        (df - 1) * np.log(s)
+        - df * s**2 / 2
+        + df / 2 * math.log(df / 2)
+        - special.gammaln(df / 2)
+        + math.log(2)
+    )
+    return s, weights * np.exp(log_pdf)
 
 
 def _legendre(low: float, high: float) -> tuple[Floats, Floats]:
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
+    nodes, weights = _unit_legendre()
     half = (high - low) / 2
     return low + half * (nodes + 1), weights * half
+
+
+@cache
+def _unit_legendre() -> tuple[Floats, Floats]:
+    return np.polynomial.legendre.leggauss(_NODES)
 
 
 def _spreads_agree(groups: Sequence[Floats]) -> bool:
@@ -426,12 +446,11 @@ def study_verdict(
         return "No run is complete, so there is nothing to say yet."
     if not comparisons:
         alone = summarize(runs[reference])
-        interval = (
-            "" if math.isnan(alone.low) else f" [{alone.low:.2f}, {alone.high:.2f}]"
-        )
+        known = not math.isnan(alone.low)
+        interval = f" [{alone.low:.2f}, {alone.high:.2f}]" if known else ""
         return (
-            f"{reference} has a test error of {alone.mean:.2f} %{interval}; there is no "
-            "other variant to compare it with."
+            f"{reference} has a test error of {alone.mean:.2f} %{interval}; there is "
+            "no other variant to compare it with."
         )
     if len(runs[reference]) == 0:
         return f"The reference {reference} has no complete run, so nothing is compared."
@@ -476,13 +495,8 @@ def _best_sentence(comparisons: Sequence[Comparison]) -> str:
 def _counts(comparisons: Sequence[Comparison]) -> str:
     """Such as "1 is better, 2 are equivalent within 0.5 points, 1 is undecided"."""
     counts = Counter(comparison.verdict for comparison in comparisons)
-    words = sorted(
-        counts,
-        key=lambda v: ("better", "worse", "equivalent", "undecided").index(
-            v.split()[0]
-        ),
-    )
+    order = ("better", "worse", "equivalent", "undecided")
     return ", ".join(
-        f"{counts[word]} {'is' if counts[word] == 1 else 'are'} {word}"
-        for word in words
+        f"{counts[verdict]} {'is' if counts[verdict] == 1 else 'are'} {verdict}"
+        for verdict in sorted(counts, key=lambda v: order.index(v.split()[0]))
     )

@@ -185,7 +185,9 @@ def run_study(
         earlier = _earlier(folder)
         prepared = prepare(config, command=command, earlier=earlier, on_data=on_data)
         if not execution.wait_for_executors(folder):
-            raise RuntimeError(f"{folder}: an executor of an earlier run does not end.")
+            raise execution.ExecutorError(
+                f"{folder}: an executor of an earlier run does not end."
+            )
         plan = _with_kept_runs(prepared.plan, earlier, folder=folder)
         optuna_study = trials.open_storage(folder, name=config.name)
         records.write_atomically(folder / records.STUDY_FILE, prepared.config.to_toml())

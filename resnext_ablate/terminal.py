@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-import math
 import time
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    import pandas as pd
-
+    from resnext_ablate.answers import Answer
     from resnext_ablate.schedule import Progress
 
 _PLAIN_LINE_EVERY_S = 30.0
@@ -26,38 +22,35 @@ def talk(text: str) -> None:
     _talk_console().print(Text(text), soft_wrap=True)
 
 
-def print_json(value: object) -> None:
-    """One JSON document on standard output; NaN becomes null."""
-    print(json.dumps(_plain(value), indent=2, allow_nan=False))
-
-
-def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """A table's rows as plain values, None where a number is missing."""
-    rows: list[dict[str, Any]] = frame.to_dict(orient="records")
-    return [{key: _plain(value) for key, value in row.items()} for row in rows]
-
-
-def print_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int
-) -> None:
-    """A table on standard output; columns from the `left`-th on align right."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for position, name in enumerate(header):
-        right = position >= left
-        table.add_column(
-            name, justify="right" if right else "left", no_wrap=True
-        )
-    for row in rows:
-        table.add_row(*map(Text, row))
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        # Whoever reads a pipe or a file wants whole rows.
-        console = Console(highlight=False, width=10_000)
-        lines = console.render_lines(table, pad=False)
-        for line in lines:
-            print("".join(segment.text for segment in line).rstrip())
+def print_answer(answer: Answer, *, as_json: bool) -> None:
+    """An answer on standard output: JSON, or text around a table."""
+    if as_json:
+        print(json.dumps(answer.value, indent=2, allow_nan=False))
         return
-    console.print(table, soft_wrap=True)
+    parts = []
+    if answer.opening:
+        parts.append(answer.opening)
+    if answer.rows:
+        parts.append(_table_text(answer))
+    if answer.closing:
+        parts.append(answer.closing)
+    # A heading stands apart from its table; a line apart from what it counts not.
+    print(("\n\n" if answer.rows else "\n").join(parts))
+
+
+def _table_text(answer: Answer) -> str:
+    columns = [answer.header, *answer.rows]
+    widths = [max(map(len, column)) for column in zip(*columns, strict=True)]
+    lines = []
+    for row in columns:
+        fields = [
+            field.ljust(width)
+            if position < answer.num_text_columns
+            else field.rjust(width)
+            for position, (field, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(fields).rstrip())
+    return "\n".join(lines)
 
 
 class DataProgress:
@@ -142,13 +135,3 @@ def _duration(seconds: float) -> str:
 
 def _talk_console() -> Console:
     return Console(stderr=True, highlight=False)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if hasattr(value, "item"):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

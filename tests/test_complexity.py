@@ -66,9 +66,9 @@ def test_paper_table_is_whole() -> None:
     """The packaged table holds every row of Tables 3, 4 and Fig. 7, each once."""
     names = [(row["table"], row["model"], row["setting"], row["name"]) for row in PAPER]
     assert len(set(names)) == len(names)
-    assert {"table3": 10, "table4": 6, "fig7": 14} == {
+    assert {
         table: sum(row["table"] == table for row in PAPER) for table in IMAGE_SIZE
-    }
+    } == {"table3": 10, "table4": 6, "fig7": 14}
 
 
 @pytest.mark.parametrize("row", PAPER, ids=_row_id)
@@ -161,12 +161,17 @@ def test_stage_table_sums(spec: ResNeXtSpec) -> None:
 def test_stage_table_of_table_1() -> None:
     """The rows carry name, side, channels, cardinality and width of their stage."""
     rows = stage_table(parse_spec("resnext50-32x4d"), 224)
-    assert ["stem", "stage 1", "stage 2", "stage 3", "stage 4", "head"] == [
-        row.stage for row in rows
+    assert [row.stage for row in rows] == [
+        "stem",
+        "stage 1",
+        "stage 2",
+        "stage 3",
+        "stage 4",
+        "head",
     ]
-    assert [112, 56, 28, 14, 7, 1] == [row.out_side for row in rows]
-    assert [64, 256, 512, 1024, 2048, 1000] == [row.out_channels for row in rows]
-    assert [None, 4, 8, 16, 32, None] == [row.bottleneck_width for row in rows]
+    assert [row.out_side for row in rows] == [112, 56, 28, 14, 7, 1]
+    assert [row.out_channels for row in rows] == [64, 256, 512, 1024, 2048, 1000]
+    assert [row.bottleneck_width for row in rows] == [None, 4, 8, 16, 32, None]
 
 
 @pytest.mark.parametrize(

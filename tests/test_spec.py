@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -72,13 +73,13 @@ def test_names_parse(
 def test_suffixes_parse() -> None:
     """Suffixes set template width, in-channels, classes, stem and shortcut."""
     spec = parse_spec("resnext11-2x3d-t8-imagenet-in1-c7-noshortcut")
-    assert (8, "imagenet", 1, 7, "none") == (
+    assert (
         spec.template_width,
         spec.stem,
         spec.in_channels,
         spec.num_classes,
         spec.shortcut,
-    )
+    ) == (8, "imagenet", 1, 7, "none")
 
 
 @pytest.mark.parametrize(
@@ -137,7 +138,7 @@ def test_settings_parse(setting: str, expected: tuple[int, tuple[int, ...]]) -> 
 
 def test_bad_setting() -> None:
     """A setting that does not parse raises with the form to write."""
-    with pytest.raises(InputError, match="'32d' is no setting; .* as in 32x4d"):
+    with pytest.raises(InputError, match=r"'32d' is no setting; .* as in 32x4d"):
         parse_setting("32d")
 
 
@@ -185,9 +186,9 @@ def test_table_1_shapes() -> None:
     layout = parse_spec("resnext50-32x4d").layout(224)
     last = {block.stage: block for block in layout.blocks}
     assert layout.stem.out_side == 112
-    assert [56, 28, 14, 7] == [block.conv3.out_side for block in last.values()]
-    assert [128, 256, 512, 1024] == [b.conv2.out_channels for b in last.values()]
-    assert [256, 512, 1024, 2048] == [b.conv3.out_channels for b in last.values()]
+    assert [block.conv3.out_side for block in last.values()] == [56, 28, 14, 7]
+    assert [b.conv2.out_channels for b in last.values()] == [128, 256, 512, 1024]
+    assert [b.conv3.out_channels for b in last.values()] == [256, 512, 1024, 2048]
     assert {32} == {block.conv2.groups for block in layout.blocks}
 
 
@@ -196,7 +197,7 @@ def test_stride_and_projection(spec: ResNeXtSpec) -> None:
     """The stride sits in the 3x3; a projection stands just where the shape changes."""
     layout = spec.layout(spec.total_stride)
     for block in layout.blocks:
-        assert (1, 1) == (block.conv1.stride, block.conv3.stride)
+        assert (block.conv1.stride, block.conv3.stride) == (1, 1)
         given_shape = (block.conv1.in_channels, block.conv1.in_side)
         changes = given_shape != (block.conv3.out_channels, block.conv3.out_side)
         strided = block.conv2.stride == 2
@@ -209,7 +210,7 @@ def test_layers_chain(spec: ResNeXtSpec) -> None:
     """Each layer takes what the one before puts out, and the depth counts them all."""
     layout = spec.layout(spec.total_stride + 5)
     main = [conv for block in layout.blocks for conv in block.convs[:3]]
-    for before, after in zip(main, main[1:], strict=False):
+    for before, after in pairwise(main):
         assert (before.out_channels, before.out_side) == (
             after.in_channels,
             after.in_side,
@@ -222,5 +223,5 @@ def test_with_setting() -> None:
     """One width doubles by stage, several stand as they are."""
     spec = parse_spec("resnet29-t16")
     assert parse_spec("resnext29-4x6d-t16") == spec.with_setting(4, 6)
-    assert (5, 6, 7) == spec.with_setting(4, 5, 6, 7).bottleneck_widths
-    assert (3, 6, 12, 24) == doubled(3, 4)
+    assert spec.with_setting(4, 5, 6, 7).bottleneck_widths == (5, 6, 7)
+    assert doubled(3, 4) == (3, 6, 12, 24)

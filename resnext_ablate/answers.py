@@ -1,0 +1,339 @@
+"""What each command answers: a value for JSON, and a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from resnext_ablate.complexity import complexity, stage_table
+from resnext_ablate.matching import Match
+from resnext_ablate.spec import ResNeXtSpec
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from resnext_ablate.model import FvcoreCount
+    from resnext_ablate.records import Plan, RunRecord
+    from resnext_ablate.report import ReportFiles
+    from resnext_ablate.study import PreparedStudy
+    from resnext_ablate.trials import RunningRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One answer in both forms."""
+
+    value: object
+    """Plain values for `--json`."""
+    opening: str = ""
+    header: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    num_text_columns: int = 1
+    """How many columns from the left hold text; the others hold numbers."""
+    closing: str = ""
+
+
+def of_net(spec: ResNeXtSpec, *, image_size: int, fvcore: FvcoreCount) -> Answer:
+    """The stage table of a net, its sums, and fvcore's count of it."""
+    total = complexity(spec, image_size)
+    stages = stage_table(spec, image_size)
+    rows = tuple(
+        (
+            row.stage,
+            f"{row.out_side}x{row.out_side}",
+            str(row.out_channels),
+            str(row.num_blocks or ""),
+            f"{row.cardinality}x{row.bottleneck_width}d" if row.cardinality else "",
+            f"{row.complexity.macs:,}",
+            f"{row.complexity.params:,}",
+            f"{row.complexity.activations:,}",
+        )
+        for row in stages
+    )
+    sums = (f"{total.macs:,}", f"{total.params:,}", f"{total.activations:,}")
+    agrees = "equal" if fvcore.conv_linear == total.macs else "DIFFERENT"
+    return Answer(
+        value={
+            "name": spec.name,
+            "image_size": image_size,
+            "depth": spec.depth,
+            "cardinality": spec.cardinality,
+            "bottleneck_widths": spec.bottleneck_widths,
+            **asdict(total),
+            "fvcore": asdict(fvcore),
+            "stages": [_stage_value(asdict(row)) for row in stages],
+        },
+        opening=f"{spec.name}: {spec.depth} layers, {image_size} x {image_size} pixels",
+        header=(
+            "",
+            "output",
+            "channels",
+            "blocks",
+            "C x d",
+            "macs",
+            "params",
+            "activations",
+        ),
+        rows=(*rows, ("total", "", "", "", "", *sums)),
+        closing=(
+            f"params without batch norm: {total.params_without_bn:,}\n"
+            f"fvcore: conv + linear {fvcore.conv_linear:,} ({agrees}), "
+            f"total with batch norm and pooling {fvcore.total:,}"
+        ),
+    )
+
+
+def of_matches(found: Sequence[Match]) -> Answer:
+    """The matched nets with their residuals in every currency."""
+    return Answer(
+        value=[
+            {
+                "name": one.spec.name,
+                "setting": one.spec.setting,
+                "cardinality": one.spec.cardinality,
+                "base_width": one.spec.base_width,
+                "bottleneck_widths": one.spec.bottleneck_widths,
+                **asdict(one.complexity),
+                "macs_error_pct": one.macs_error_pct,
+                "params_error_pct": one.params_error_pct,
+                "activations_error_pct": one.activations_error_pct,
+                "block_params_error_pct": one.block_params_error_pct,
+            }
+            for one in found
+        ],
+        header=("net", "C x d", *_COMPLEXITY_HEADER),
+        rows=tuple(
+            (
+                one.spec.name,
+                one.spec.setting,
+                f"{one.complexity.macs:,}",
+                f"{one.complexity.params:,}",
+                f"{one.complexity.activations:,}",
+                f"{one.macs_error_pct:+.2f} %",
+                f"{one.params_error_pct:+.2f} %",
+                f"{one.activations_error_pct:+.2f} %",
+            )
+            for one in found
+        ),
+        num_text_columns=2,
+    )
+
+
+def of_plan(prepared: PreparedStudy, *, num_done: int) -> Answer:
+    """What a study would run, and what of it is done."""
+    config, info = prepared.config, prepared.data.info
+    nets, cells = prepared.plan.nets, prepared.plan.cells
+    macs = {net.variant: net.macs for net in nets}
+    # A step costs about three forward passes: one forward, two backward.
+    passes = 3 * config.train.epochs * info.num_train
+    training_macs = sum(passes * macs[cell.variant] for cell in cells)
+    return Answer(
+        value={
+            "study": config.name,
+            "nets": [
+                {key: value for key, value in asdict(net).items() if key != "spec"}
+                for net in nets
+            ],
+            "num_runs": len(cells),
+            "num_done": num_done,
+            "executors": len(prepared.devices),
+            "device": config.run.device,
+            "precision": config.train.precision,
+            "training_macs": training_macs,
+        },
+        opening=f"{config.name}: {config.question}",
+        header=("variant", "net", *_COMPLEXITY_HEADER),
+        rows=tuple(
+            (
+                net.variant,
+                net.name,
+                f"{net.macs:,}",
+                f"{net.params:,}",
+                f"{net.activations:,}",
+                f"{net.macs_error_pct:+.2f} %",
+                f"{net.params_error_pct:+.2f} %",
+                f"{net.activations_error_pct:+.2f} %",
+            )
+            for net in nets
+        ),
+        num_text_columns=2,
+        closing=(
+            f"{len(nets)} variants x {len(config.run.seed_list())} seeds = "
+            f"{len(cells)} runs of {config.train.epochs} epochs, {num_done} done\n"
+            f"{info.num_train} images to train on, {info.num_val} to validate, "
+            f"{info.num_test} to test; {info.image_size} x {info.image_size} pixels\n"
+            f"{len(prepared.devices)} executors on {config.run.device}, "
+            f"{config.train.precision}\n"
+            f"training compute: {training_macs:.3g} multiply-adds"
+        ),
+    )
+
+
+def of_status(
+    name: str,
+    *,
+    plan: Plan,
+    runs: Sequence[RunRecord],
+    process: int | None,
+    running: Sequence[RunningRun],
+) -> Answer:
+    """How far a study is."""
+    failed = [run for run in runs if run.state != "complete"]
+    num_complete = len(runs) - len(failed)
+    lines = [
+        f"  running: {one.variant} seed {one.seed}, epoch {one.epoch}"
+        + (
+            ""
+            if one.val_error_pct is None
+            else f", validation error {one.val_error_pct:.2f} %"
+        )
+        for one in running
+    ]
+    lines += [
+        f"  {run.state}: {run.variant} seed {run.seed}: {run.reason}" for run in failed
+    ]
+    return Answer(
+        value={
+            "study": name,
+            "num_planned": len(plan.cells),
+            "num_complete": num_complete,
+            "num_failed": len(failed),
+            "scheduler_process": process,
+            "running": [asdict(one) for one in running],
+            "failed": [
+                {
+                    "variant": run.variant,
+                    "seed": run.seed,
+                    "state": run.state,
+                    "reason": run.reason,
+                }
+                for run in failed
+            ],
+        },
+        opening=(
+            f"{name}: {num_complete} of {len(plan.cells)} runs complete, "
+            f"{len(failed)} failed; "
+            + (f"run by process {process}" if process else "not running")
+        ),
+        closing="\n".join(lines),
+    )
+
+
+def of_studies(
+    studies: Sequence[tuple[Path, Plan, Sequence[RunRecord]]],
+) -> Answer:
+    """A line for each study of a results folder."""
+    rows = [
+        {
+            "study": folder.name,
+            "data": plan.provenance.get("data_name", ""),
+            "variants": len(plan.nets),
+            "runs": len(plan.cells),
+            "complete": sum(run.state == "complete" for run in runs),
+            "failed": sum(run.state != "complete" for run in runs),
+            "started_at": plan.provenance.get("started_at", ""),
+        }
+        for folder, plan, runs in studies
+    ]
+    return Answer(
+        value=rows,
+        header=tuple(rows[0]) if rows else (),
+        rows=tuple(tuple(map(str, row.values())) for row in rows),
+        num_text_columns=2,
+    )
+
+
+def of_report(study: str, files: ReportFiles) -> Answer:
+    """The verdict table of a study and where its report is."""
+    comparisons = _rows_of(files.comparisons)
+    against = {str(row["variant"]): row for row in comparisons}
+    variants = _rows_of(files.variants)
+    return Answer(
+        value={
+            "study": study,
+            "verdict": files.verdict,
+            "report": str(files.html),
+            "variants": variants,
+            "comparisons": comparisons,
+        },
+        header=(
+            "variant",
+            "macs",
+            "params",
+            "n",
+            "test error, 95 % interval",
+            "against reference",
+            "verdict",
+        ),
+        rows=tuple(
+            _verdict_row(row, against.get(str(row["variant"]))) for row in variants
+        ),
+        closing=f"{files.verdict}\nreport: {files.html}",
+    )
+
+
+_COMPLEXITY_HEADER = (
+    "macs",
+    "params",
+    "activations",
+    "macs +-",
+    "params +-",
+    "activations +-",
+)
+
+
+def _stage_value(row: dict[str, Any]) -> dict[str, Any]:
+    sums = row.pop("complexity")
+    return {**row, **sums}
+
+
+def _rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = frame.to_dict(orient="records")
+    return [
+        {key: None if value != value else value for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def _verdict_row(
+    variant: dict[str, Any], comparison: dict[str, Any] | None
+) -> tuple[str, ...]:
+    error = _with_interval(
+        variant["test_error_pct_mean"],
+        variant["test_error_pct_ci_low"],
+        variant["test_error_pct_ci_high"],
+        sign="",
+    )
+    difference, verdict = "", ""
+    if variant["is_reference"]:
+        difference = "reference"
+    elif comparison:
+        verdict = str(comparison["verdict"])
+        difference = _with_interval(
+            comparison["difference_pct"],
+            comparison["ci_low"],
+            comparison["ci_high"],
+            sign="+",
+        )
+    return (
+        str(variant["variant"]),
+        f"{variant['macs']:,}",
+        f"{variant['params']:,}",
+        str(variant["n"]),
+        error,
+        difference,
+        verdict,
+    )
+
+
+def _with_interval(
+    value: float | None, low: float | None, high: float | None, *, sign: str
+) -> str:
+    if value is None:
+        return ""
+    text = format(value, f"{sign}.2f")
+    if low is None or high is None:
+        return text
+    return f"{text} [{format(low, f'{sign}.2f')}, {format(high, f'{sign}.2f')}]"

@@ -1,0 +1,205 @@
+"""A study as tables, derived from its plan and run files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from resnext_ablate.config import StudyConfig, load_study
+from resnext_ablate.records import (
+    STUDY_FILE,
+    EpochRecord,
+    Plan,
+    RunRecord,
+    read_plan,
+    read_runs,
+)
+from resnext_ablate.spec import spec_from_dict
+
+
+@dataclass(frozen=True)
+class StudyTables:
+    """A study as tables; only finished runs appear."""
+
+    study: str
+    config: StudyConfig
+    provenance: dict[str, str]
+    nets: pd.DataFrame
+    """One row per variant, the reference first."""
+    runs: pd.DataFrame
+    """One row per finished run, failed and diverged ones included."""
+    epochs: pd.DataFrame
+    num_planned: int
+    """Runs in the plan."""
+
+
+def read_tables(folder: Path) -> StudyTables:
+    """The tables of a study, from its plan and run files.
+
+    Raises:
+        InputError: the folder holds no study.
+    """
+    plan = read_plan(folder)
+    config = load_study(folder / STUDY_FILE)
+    runs = read_runs(folder, plan)
+    return StudyTables(
+        study=config.name,
+        config=config,
+        provenance=plan.provenance,
+        nets=_nets_frame(plan),
+        runs=_runs_frame(config.name, plan, runs),
+        epochs=_epochs_frame(config.name, runs),
+        num_planned=len(plan.cells),
+    )
+
+
+def write_table(frame: pd.DataFrame, stem: Path, *, provenance: dict[str, str]) -> None:
+    """Writes `stem`.csv and `stem`.parquet; Parquet carries the provenance in attrs."""
+    frame = frame.copy()
+    frame.attrs = dict(provenance)
+    for suffix, write in (
+        (".csv", lambda path: frame.to_csv(path, index=False)),
+        (".parquet", lambda path: frame.to_parquet(path, index=False)),
+    ):
+        temporary = stem.with_name(f".{stem.name}{suffix}")
+        write(temporary)
+        temporary.replace(stem.with_name(stem.name + suffix))
+
+
+def write_tables(tables: StudyTables, folder: Path) -> None:
+    """Writes the `runs` and `epochs` tables as CSV and Parquet."""
+    write_table(tables.runs, folder / "runs", provenance=tables.provenance)
+    write_table(tables.epochs, folder / "epochs", provenance=tables.provenance)
+
+
+_EPOCH_COLUMNS = [field.name for field in dataclasses.fields(EpochRecord)]
+
+
+def _nets_frame(plan: Plan) -> pd.DataFrame:
+    rows = []
+    for net in plan.nets:
+        spec = spec_from_dict(net.spec)
+        values = dataclasses.asdict(net)
+        del values["spec"]
+        rows.append(
+            {
+                "variant": net.variant,
+                "name": net.name,
+                "cardinality": spec.cardinality,
+                "base_width": spec.base_width,
+                "bottleneck_widths": ",".join(map(str, spec.bottleneck_widths)),
+                "depth": spec.depth,
+                "template_width": spec.template_width,
+                **values,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _runs_frame(study: str, plan: Plan, runs: Sequence[RunRecord]) -> pd.DataFrame:
+    rows = []
+    for run in runs:
+        net = plan.net(run.variant)
+        spec = spec_from_dict(net.spec)
+        last = run.epochs[-1] if run.state == "complete" else None
+        rows.append(
+            {
+                "study": study,
+                "variant": run.variant,
+                "name": net.name,
+                "cardinality": spec.cardinality,
+                "base_width": spec.base_width,
+                "depth": spec.depth,
+                "template_width": spec.template_width,
+                "seed": run.seed,
+                "state": run.state,
+                "reason": run.reason,
+                "macs": net.macs,
+                "fvcore_macs": net.fvcore_macs,
+                "params": net.params,
+                "activations": net.activations,
+                "epochs": len(run.epochs),
+                "train_loss": last.train_loss if last else None,
+                "train_error_pct": last.train_error_pct if last else None,
+                "val_loss": last.val_loss if last else None,
+                "val_error_pct": last.val_error_pct if last else None,
+                "test_loss": run.test_loss,
+                "test_error_pct": run.test_error_pct,
+                "train_time_s": run.train_time_s,
+                "images_per_s": run.images_per_s,
+                "peak_memory_mib": run.peak_memory_mib,
+                "device": run.device,
+                "precision": run.precision,
+                "torch_version": run.environment.get("torch_version", ""),
+                "package_version": run.environment.get("package_version", ""),
+                "git_commit": run.environment.get("git_commit", ""),
+                "data_checksum": run.data_checksum,
+                "started_at": run.started_at,
+            }
+        )
+    frame = pd.DataFrame(rows, columns=[*_RUN_COLUMNS])
+    return frame.astype(dict.fromkeys(_MEASURED, float))
+
+
+_RUN_COLUMNS = (
+    "study",
+    "variant",
+    "name",
+    "cardinality",
+    "base_width",
+    "depth",
+    "template_width",
+    "seed",
+    "state",
+    "reason",
+    "macs",
+    "fvcore_macs",
+    "params",
+    "activations",
+    "epochs",
+    "train_loss",
+    "train_error_pct",
+    "val_loss",
+    "val_error_pct",
+    "test_loss",
+    "test_error_pct",
+    "train_time_s",
+    "images_per_s",
+    "peak_memory_mib",
+    "device",
+    "precision",
+    "torch_version",
+    "package_version",
+    "git_commit",
+    "data_checksum",
+    "started_at",
+)
+_MEASURED = (
+    "train_loss",
+    "train_error_pct",
+    "val_loss",
+    "val_error_pct",
+    "test_loss",
+    "test_error_pct",
+    "train_time_s",
+    "images_per_s",
+    "peak_memory_mib",
+)
+
+
+def _epochs_frame(study: str, runs: Sequence[RunRecord]) -> pd.DataFrame:
+    rows = [
+        {
+            "study": study,
+            "variant": run.variant,
+            "seed": run.seed,
+            **dataclasses.asdict(epoch),
+        }
+        for run in runs
+        for epoch in run.epochs
+    ]
+    return pd.DataFrame(rows, columns=["study", "variant", "seed", *_EPOCH_COLUMNS])

@@ -1,0 +1,169 @@
+"""Data flows one way: which room may import which is held here."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "resnext_ablate"
+
+# Rooms from the first of the flow to the last. A room imports only rooms named here.
+# Any room may import `spec`, which also holds the error shown to users.
+ROOMS: dict[str, set[str]] = {
+    # architecture
+    "spec": set(),
+    "complexity": set(),
+    "matching": {"complexity"},
+    # records
+    "config": {"matching"},
+    "records": set(),
+    "tables": {"config", "records"},
+    # compute
+    "model": set(),
+    "images": {"config"},
+    "sources": {"config", "images"},
+    "data": {"config", "images", "sources"},
+    "training": {"config", "data", "model"},
+    "execution": {"config", "data", "records", "training"},
+    "trials": {"records"},
+    "schedule": {"config", "execution", "records", "trials"},
+    "study": {
+        "config",
+        "data",
+        "execution",
+        "matching",
+        "model",
+        "records",
+        "schedule",
+        "training",
+        "trials",
+    },
+    # evidence
+    "stats": set(),
+    "charts": {"stats"},
+    "report": {"charts", "stats", "tables"},
+    # face
+    "answers": {
+        "complexity",
+        "matching",
+        "model",
+        "records",
+        "report",
+        "study",
+        "trials",
+    },
+    "terminal": {"answers", "schedule"},
+    "cli": {
+        "answers",
+        "config",
+        "execution",
+        "matching",
+        "model",
+        "records",
+        "report",
+        "study",
+        "tables",
+        "terminal",
+        "trials",
+    },
+}
+
+# Who alone may use a library that is heavy or that one room is to hide.
+KEEPERS = {
+    "torch": {"model", "data", "training", "execution", "study"},
+    "torchvision": {"sources"},
+    "sklearn": {"sources"},
+    "optuna": {"trials", "schedule"},
+    "fvcore": {"model"},
+    "pydantic": {"config"},
+    "plotly": {"charts", "report"},
+    "typer": {"cli"},
+    "rich": {"terminal"},
+}
+
+
+def imports_of(source: str) -> tuple[set[str], set[str]]:
+    """Our rooms and the other top-level packages a module imports, wherever it does."""
+    ours: set[str] = set()
+    theirs: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative import"
+            package, _, room = (node.module or "").partition(".")
+            if package == "resnext_ablate":
+                ours |= {room} if room else {alias.name for alias in node.names}
+            else:
+                theirs.add(package)
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                package, _, room = alias.name.partition(".")
+                if package == "resnext_ablate":
+                    ours.add(room)
+                else:
+                    theirs.add(package)
+    return ours - {"__version__"}, theirs
+
+
+def violations(room: str, source: str) -> list[str]:
+    """Every import that the tables above do not allow."""
+    ours, theirs = imports_of(source)
+    allowed = ROOMS[room] | {"spec"}
+    return [f"{room} imports {other}" for other in sorted(ours - allowed)] + [
+        f"{room} imports {package}"
+        for package, keepers in KEEPERS.items()
+        if package in theirs and room not in keepers
+    ]
+
+
+def test_every_module_is_a_room() -> None:
+    """A new module has its place in the table, and the table names no ghost."""
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert modules == set(ROOMS)
+
+
+def test_the_table_flows_one_way() -> None:
+    """No room may import one that comes after it in the flow."""
+    order = list(ROOMS)
+    for room, allowed in ROOMS.items():
+        later = [other for other in allowed if order.index(other) > order.index(room)]
+        assert not later, f"{room} may import {later}"
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_room_imports_only_what_the_table_allows(room: str) -> None:
+    """A module's imports, those inside functions too, are in the tables."""
+    source = (PACKAGE / f"{room}.py").read_text(encoding="utf-8")
+    assert violations(room, source) == []
+
+
+@pytest.mark.parametrize(
+    ("room", "line"),
+    [
+        ("spec", "from resnext_ablate.study import run_study"),
+        ("stats", "from resnext_ablate import records"),
+        ("training", "def train():\n    import optuna"),
+        ("report", "def late():\n    from torch import Tensor"),
+        ("matching", "import resnext_ablate.model"),
+    ],
+)
+def test_planted_violation_is_found(room: str, line: str) -> None:
+    """The check itself bites: a forbidden import added to a real module fails."""
+    source = (PACKAGE / f"{room}.py").read_text(encoding="utf-8")
+    assert violations(room, f"{source}\n{line}\n") != []
+
+
+def test_package_init_imports_nothing() -> None:
+    """Importing the package costs nothing and cannot close a cycle."""
+    source = (PACKAGE / "__init__.py").read_text(encoding="utf-8")
+    assert imports_of(source) == (set(), set())
+
+
+def test_functions_and_modules_stay_short() -> None:
+    """No module passes 450 lines and no function 60."""
+    for path in PACKAGE.glob("*.py"):
+        source = path.read_text(encoding="utf-8")
+        assert source.count("\n") <= 450, path.name
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef):
+                length = (node.end_lineno or 0) - node.lineno + 1
+                assert length <= 60, f"{path.name}: {node.name}"

@@ -1,0 +1,246 @@
+"""Study files: what they accept, and what they say of what they refuse."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import jsonschema
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from resnext_ablate import config
+from resnext_ablate.config import StudyConfig, differences, json_schema, load_study
+from resnext_ablate.spec import InputError
+
+REPOSITORY = Path(__file__).parents[1]
+STUDIES = sorted((REPOSITORY / "studies").glob("*.toml"))
+SCHEMA = REPOSITORY / "resnext_ablate" / "study.schema.json"
+
+MINIMAL = """\
+name = "tiny"
+
+[net]
+template = "resnet11-t16"
+cardinality = [1, 2]
+
+[data]
+name = "digits"
+
+[train]
+epochs = 4
+"""
+
+
+def load(tmp_path: Path, text: str, *overrides: str) -> StudyConfig:
+    path = tmp_path / "study.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_study(path, overrides=overrides)
+
+
+def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(tmp_path, text, *overrides)
+    return str(caught.value).replace(str(tmp_path), "DIR")
+
+
+def test_defaults_are_the_papers_cifar_recipe(tmp_path: Path) -> None:
+    """Momentum 0.9, weight decay 5e-4 on all, batch 128, drops at 1/2 and 3/4."""
+    train = load(tmp_path, MINIMAL).train
+    assert (train.momentum, train.weight_decay, train.batch_size) == (0.9, 5e-4, 128)
+    assert (train.schedule, train.step_milestones) == ("step", (0.5, 0.75))
+    assert train.decay_norm_and_bias and train.nesterov
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_shipped_studies_load_and_fit_the_schema(path: Path) -> None:
+    """Each study file is valid, is named as its file, and states its question."""
+    study = load_study(path)
+    assert study.name == path.stem
+    assert study.question
+    values = tomllib.loads(path.read_text(encoding="utf-8"))
+    jsonschema.validate(values, json.loads(SCHEMA.read_text(encoding="utf-8")))
+
+
+def test_shipped_schema_is_that_of_the_config() -> None:
+    """The schema for editors cannot drift from what the loader accepts."""
+    assert json.loads(SCHEMA.read_text(encoding="utf-8")) == json_schema()
+
+
+def test_schema_refuses_what_the_loader_refuses() -> None:
+    """An unknown key fails the schema as well."""
+    values = tomllib.loads(MINIMAL)
+    values["train"]["lr"] = 0.1
+    with pytest.raises(jsonschema.ValidationError, match="lr"):
+        jsonschema.validate(values, json_schema())
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_resolved_file_reads_back_as_the_same_study(path: Path, tmp_path: Path) -> None:
+    """Writing a config as TOML loses nothing."""
+    study = load_study(path)
+    assert load(tmp_path, study.to_toml()) == study
+
+
+def test_overrides_are_parsed_as_toml_and_bare_words_are_strings(
+    tmp_path: Path,
+) -> None:
+    """Numbers, lists, booleans and plain words all arrive as what they are."""
+    study = load(
+        tmp_path,
+        MINIMAL,
+        "train.epochs=7",
+        "train.learning_rate=1e-2",
+        "run.seeds=[3, 5]",
+        "data.flip=false",
+        "data.root=some/where",
+        "name=other",
+    )
+    assert study.train.epochs == 7
+    assert study.train.learning_rate == 0.01
+    assert study.run.seed_list() == (3, 5)
+    assert study.data.flip is False
+    assert study.data.root == "some/where"
+    assert study.name == "other"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            MINIMAL.replace("epochs", "epocs"),
+            "DIR/study.toml:11: unknown key 'epocs' in [train] "
+            "(did you mean 'epochs'?); known: epochs, batch_size,",
+        ),
+        (MINIMAL.replace("epochs = 4", ""), "train.epochs: required, but missing."),
+        (
+            MINIMAL.replace("= 4", '= "4"'),
+            "DIR/study.toml:11: train.epochs: must be a valid integer, got '4'.",
+        ),
+        (
+            MINIMAL.replace("= 4", "= 0"),
+            "train.epochs: must be greater than or equal to 1, got 0.",
+        ),
+        (
+            MINIMAL.replace('"digits"', '"digit"'),
+            "DIR/study.toml:8: data.name: must be 'digits', 'cifar10', 'cifar100', "
+            "'fashion_mnist', 'svhn' or 'imagefolder', got 'digit' "
+            "(did you mean 'digits'?).",
+        ),
+        (
+            MINIMAL.replace("resnet11", "resnet12"),
+            "DIR/study.toml:4: net.template: depth must be",
+        ),
+        (MINIMAL.replace("[1, 2]", "[]"), "net: needs either cardinality"),
+        (MINIMAL.replace("[1, 2]", "[0]"), "cardinality must be at least 1"),
+        (MINIMAL.replace("[1, 2]", "[2, 2]"), "cardinality names a value twice"),
+        (MINIMAL.replace('"tiny"', '"../tiny"'), "DIR/study.toml:1: name: "),
+        (
+            MINIMAL.replace('"digits"', '"imagefolder"'),
+            'data: name = "imagefolder" needs root',
+        ),
+        (
+            MINIMAL + "\n[run]\nseeds = [1, 1]\n",
+            "DIR/study.toml:14: run.seeds: must name at least one seed, none twice",
+        ),
+        (
+            MINIMAL + "\n[run]\nexecutors = 0\n",
+            "run.executors: must be 'auto' or must be greater than or equal to 1, got 0.",
+        ),
+        (MINIMAL + "\n[run]\ndevice = 'gpu'\n", "run.device: "),
+        ("name = ", "study file DIR/study.toml: not valid TOML: "),
+        (
+            MINIMAL + "step_milestones = [0.75, 0.5]\n",
+            "train: step_milestones must rise and lie between 0 and 1",
+        ),
+        (
+            MINIMAL.replace("[net]", "[nets]"),
+            "unknown key 'nets' in the study file (did you mean 'net'?)",
+        ),
+    ],
+)
+def test_refusal_names_file_line_key_and_rule(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    """Each mistake gets a message that says where it is and what holds there."""
+    assert message in refusal(tmp_path, text)
+
+
+def test_all_mistakes_are_named_at_once(tmp_path: Path) -> None:
+    """Nobody has to start a study three times to learn of three mistakes."""
+    text = MINIMAL.replace("= 4", "= 0").replace('"digits"', '"digit"')
+    lines = refusal(tmp_path, text + "momentun = 0.9\n").splitlines()
+    assert [line.split(": ")[0] for line in lines] == [
+        "DIR/study.toml:12",
+        "DIR/study.toml:8",
+        "DIR/study.toml:11",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs", "override 'train.epochs': write key=value"),
+        ("train.epoch=3", "override train.epoch: unknown key 'epoch' in [train]"),
+        ("train.epochs=x", "override train.epochs: train.epochs: must be a valid int"),
+        ("name.first=x", "override name.first: name is a value, not a table."),
+        ("9=x", "override '9=x': write key=value"),
+    ],
+)
+def test_bad_override_is_named_as_one(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    """A mistake on the command line is not blamed on the file."""
+    assert message in refusal(tmp_path, MINIMAL, override)
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    """A study file that is not there is a plain message."""
+    with pytest.raises(InputError, match=r"absent\.toml: cannot be read: No such file"):
+        load_study(tmp_path / "absent.toml")
+
+
+def test_override_cannot_smuggle_a_second_key(tmp_path: Path) -> None:
+    """A value with a line break stays one (bad) value."""
+    message = refusal(tmp_path, MINIMAL, "train.epochs=1\nnesterov = false")
+    assert "override train.epochs" in message
+
+
+def test_reference_setting_stands_in_for_the_templates(tmp_path: Path) -> None:
+    """`net.reference` gives the net that others are matched to."""
+    study = load(tmp_path, MINIMAL, "net.reference=2x10d")
+    reference = study.net.reference_spec()
+    assert reference.name == "resnext11-2x10d-t16"
+
+
+def test_variants_may_be_settings_or_names(tmp_path: Path) -> None:
+    """A list of nets takes short settings of the template and whole names."""
+    text = MINIMAL.replace("cardinality = [1, 2]", 'variants = ["2x8d", "resnet20"]')
+    names = [spec.name for spec in load(tmp_path, text).net.variant_specs()]
+    assert names == ["resnext11-2x8d-t16", "resnet20"]
+
+
+def test_differences_name_key_and_both_values(tmp_path: Path) -> None:
+    """What changed between two studies is told, less what may change."""
+    old = load(tmp_path, MINIMAL)
+    new = load(tmp_path, MINIMAL, "train.epochs=5", "run.seeds=9", "report.paper=x")
+    assert differences(old, new, may_change=("run.seeds", "report")) == (
+        "train.epochs: 4 -> 5",
+    )
+
+
+@given(st.text(max_size=40))
+def test_any_text_is_a_study_or_an_input_error(text: str) -> None:
+    """Whatever stands in a value, the loader never ends in another exception."""
+    values = {"train.epochs": text, "net.template": text, "run.seeds": text}
+    for key, value in values.items():
+        try:
+            load_study(STUDIES[0], overrides=[f"{key}={value}"])
+        except InputError as error:
+            assert str(error)
+
+
+def test_key_lines_skip_values_that_look_like_keys(tmp_path: Path) -> None:
+    """The line of a key is that of its assignment, in its own table."""
+    text = '[a]\nx = "y = 1"\n# x = 2\n[b.c]\nx = 3\n'
+    assert dict(config._key_lines(text)) == {"a": 1, "a.x": 2, "b.c": 4, "b.c.x": 5}
