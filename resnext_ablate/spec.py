@@ -11,7 +11,7 @@ template width and the bottleneck width both double from stage to stage (Sec. 3.
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Stem = Literal["imagenet", "cifar"]
@@ -126,7 +126,7 @@ class ResNeXtSpec:
     """Width of the stem and of stage 1 before expansion; 64 in the paper."""
     stem: Stem = "imagenet"
     in_channels: int = 3
-    num_classes: int = field(default=0)
+    num_classes: int = 0
     """Default: 1000 with the ImageNet stem, 10 with the CIFAR stem."""
     shortcut: Shortcut = "projection"
     """`projection` is option B of the paper's code; `none` drops every shortcut."""
@@ -426,17 +426,8 @@ def _block(
     def conv(
         number: int, ins: int, outs: int, kernel: int, stride: int, groups: int, at: int
     ) -> Conv:
-        return Conv(
-            f"{path}.conv{number}",
-            f"{path}.bn{number}",
-            stage + 1,
-            ins,
-            outs,
-            kernel,
-            stride,
-            groups,
-            at,
-        )
+        paths = f"{path}.conv{number}", f"{path}.bn{number}"
+        return Conv(*paths, stage + 1, ins, outs, kernel, stride, groups, at)
 
     conv1 = conv(1, channels, inner, 1, 1, 1, side)
     conv2 = conv(2, inner, inner, 3, stride, spec.cardinality, side)
@@ -444,17 +435,8 @@ def _block(
     has_shortcut = spec.shortcut == "projection"
     projection = None
     if has_shortcut and (stride > 1 or channels != out):
-        projection = Conv(
-            f"{path}.downsample.0",
-            f"{path}.downsample.1",
-            stage + 1,
-            channels,
-            out,
-            1,
-            stride,
-            1,
-            side,
-        )
+        paths = f"{path}.downsample.0", f"{path}.downsample.1"
+        projection = Conv(*paths, stage + 1, channels, out, 1, stride, 1, side)
     return Block(path, stage + 1, conv1, conv2, conv3, projection, has_shortcut)
 
 

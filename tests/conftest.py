@@ -1,4 +1,4 @@
-"""What every test stands on: an own image cache, and no CUDA by accident."""
+"""What every test stands on: one thread, and an image cache of its own."""
 
 import os
 import shutil
@@ -6,6 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
+
+# Runs train on one thread each; so do tests, also beside a busy neighbour.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,0 +1,138 @@
+"""What a device is and what it gives: name, precision, kernels, time and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import math
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+
+Precision = Literal["fp32", "bf16"]
+
+_CLEARLY_FASTER = 0.8
+"""bf16 is taken on a CPU when it needs less than this share of fp32's time."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def resolve_precision(
+    precision: Literal["auto", "fp32", "bf16"], *, device: torch.device
+) -> Precision:
+    """The precision to train in; `auto` is bf16 where the device is faster in it.
+
+    On CUDA that is known; on a CPU a convolution is timed in both, forward and
+    backward. A study resolves it once, so that all its runs agree.
+    """
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            fast = torch.cuda.is_bf16_supported(including_emulation=False)
+        return "bf16" if fast else "fp32"
+    times: dict[Precision, float] = {"fp32": math.inf, "bf16": math.inf}
+    for _ in range(5):  # Interleaved, so that a busy moment hits both.
+        for name in times:
+            times[name] = min(times[name], _probe_s(name))
+    return "bf16" if times["bf16"] < _CLEARLY_FASTER * times["fp32"] else "fp32"
+
+
+def device_name(device: torch.device) -> str:
+    """A device as people know it, such as `cpu: AMD EPYC` or the name of a GPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                name = value.strip()
+                break
+    return f"{device.type}: {name}"
+
+
+@contextlib.contextmanager
+def kernel_choice(*, deterministic: bool) -> Iterator[None]:
+    """Deterministic kernels, or else the fastest by trial; restored at the end."""
+    cudnn = torch.backends.cudnn
+    fill: Any = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        cudnn.deterministic,
+        cudnn.benchmark,
+        fill.fill_uninitialized_memory,
+    )
+    if deterministic:
+        # cuBLAS reads this when it starts on a device.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic, warn_only=True)
+    cudnn.deterministic, cudnn.benchmark = deterministic, not deterministic
+    fill.fill_uninitialized_memory = False  # Nothing here reads what it did not write.
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        cudnn.deterministic, cudnn.benchmark = before[2], before[3]
+        fill.fill_uninitialized_memory = before[4]
+
+
+def _probe_s(precision: Precision) -> float:
+    """Seconds of a 3x3 convolution, forward and backward, on the CPU."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(16, 32, 16, 16, generator=generator)
+    images = images.to(memory_format=torch.channels_last).requires_grad_()
+    weight = torch.randn(32, 32, 3, 3, generator=generator, requires_grad=True)
+    start = time.perf_counter()
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bf16"):
+        outputs = F.conv2d(images, weight, padding=1)
+    outputs.backward(torch.ones_like(outputs))  # type: ignore[no-untyped-call]
+    return time.perf_counter() - start
+
+
+def synchronised_time_s(device: torch.device) -> float:
+    """Seconds of a steady clock, once the device has done its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Starts a new peak, so that earlier runs of the process do not count."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    # Hand freed memory back, where the C library can.
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Largest memory since the reset: of tensors on CUDA, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    with contextlib.suppress(OSError):
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        for line in status.splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 1024)
