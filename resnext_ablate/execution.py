@@ -183,13 +183,6 @@ def devices(wanted: str) -> tuple[str, ...]:
     )
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def execute(
     job: Job, *, dataset: data.Dataset, on_epoch: Callable[[EpochRecord], None]
 ) -> RunRecord:

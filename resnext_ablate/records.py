@@ -15,7 +15,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import re
 import subprocess
 import tempfile
 from dataclasses import dataclass
@@ -266,13 +265,3 @@ def _git_state() -> tuple[str, str]:
         return git("rev-parse", "HEAD"), "yes" if git("status", "-s", ".") else "no"
     except OSError:
         return "", ""
-
-
-def cpu_name() -> str:
-    """The CPU's model name as its vendor writes it."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    return found[1].strip() if found else platform.processor() or platform.machine()

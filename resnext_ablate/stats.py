@@ -6,7 +6,7 @@ difference is variant minus reference, in points.
 The rules are fixed before any mean is seen. Runs that ended well count, no others. Each
 variant is compared with the reference; the error rate of 5 % holds for all comparisons
 together. Where the spreads agree, the test is Dunnett's (1955, doi 10.2307/2281208) on
-the pooled spread; where they do not (Bartlett's test, p < 0.01), Welch's with Holm's
+the pooled spread; where they do not (Bartlett's test, p < 0.05), Welch's with Holm's
 correction. "Equivalent" takes two one-sided tests against a margin, with Holm's
 correction. All else is undecided.
 """
@@ -29,7 +29,7 @@ POWER = 0.8
 MAX_SEEDS = 100
 """More seeds than this are not counted out, only called "more than 100"."""
 
-_SPREADS_DIFFER = 0.01
+_SPREADS_DIFFER = 0.05
 _NODES = 64
 
 Floats = NDArray[np.float64]

@@ -334,7 +334,7 @@ def _evaluate(run: _Run, split: Split, *, name: str, epoch: int) -> _Score:
     if not math.isfinite(loss):
         steps = _steps_per_epoch(run)
         raise NonFiniteLossError(split=name, loss=loss, epoch=epoch, step=steps)
-    return _Score(loss, 100 * (1 - float(correct.mean())), correct)
+    return _Score(loss, 100 * int((~correct).sum()) / len(correct), correct)
 
 
 def _autocast(run: _Run) -> torch.autocast:

@@ -1,9 +1,11 @@
 """Whole studies by real processes: run, kill, resume, refuse."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -91,15 +93,19 @@ def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def epochs_seen(folder: Path) -> int:
-    """Epochs that RUNNING trials have reported, by the storage."""
-    if not (folder / "results" / "tiny" / "study.db").exists():
-        return 0
+    """Epochs that RUNNING trials have reported, read beside the scheduler."""
+    path = folder / "results" / "tiny" / "study.db"
+    query = (
+        "SELECT COUNT(*) FROM trial_intermediate_values JOIN trials USING (trial_id) "
+        "WHERE state = 'RUNNING'"
+    )
     try:
-        trials = trials_of(folder)
-    except (KeyError, optuna.exceptions.StorageInternalError):
+        with contextlib.closing(
+            sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        ) as db:
+            return int(db.execute(query).fetchone()[0])
+    except sqlite3.OperationalError:  # not there yet
         return 0
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    return sum(len(trial.intermediate_values) for trial in running)
 
 
 def children_of(process: int) -> list[int]:

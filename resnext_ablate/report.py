@@ -1,0 +1,258 @@
+"""From a study's tables to its verdicts: two tables and one HTML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from resnext_ablate import charts, page, stats
+from resnext_ablate.spec import InputError
+from resnext_ablate.tables import StudyTables, write_table
+
+_MEASURES = (
+    "val_error_pct",
+    "train_error_pct",
+    "train_time_s",
+    "images_per_s",
+    "time_per_image_ms",
+    "peak_memory_mib",
+)
+_COMPARISON_COLUMNS = {
+    "variant": "variant",
+    "reference": "reference",
+    "num_variant": "n_variant",
+    "num_reference": "n_reference",
+    "difference": "difference_pct",
+    "low": "ci_low",
+    "high": "ci_high",
+    "p_value": "p_value",
+    "p_corrected": "p_corrected",
+    "correction": "correction",
+    "p_equivalent": "p_equivalent",
+    "margin": "margin_pct",
+    "detectable": "detectable_pct",
+    "seeds_to_decide": "seeds_to_decide",
+    "verdict": "verdict",
+    "explanation": "explanation",
+}
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What a report found and where it lies."""
+
+    variants: pd.DataFrame
+    """One row per variant: nets columns, n, mean, sd and interval of the test error."""
+    comparisons: pd.DataFrame
+    """One row per variant that is not the reference."""
+    html: Path
+    verdict: str
+
+
+def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
+    """Writes `variants`, `comparisons` (CSV and Parquet) and `report.html`.
+
+    Args:
+        tables: a study, also one that is not complete.
+        folder: where the files go; made if it is not there.
+
+    Raises:
+        InputError: `report.paper` names no rows of the paper.
+    """
+    complete = tables.runs[tables.runs["state"] == "complete"]
+    variants = variants_table(tables.nets, complete)
+    found = _compare(tables, complete)
+    comparisons = _comparisons_table(found)
+    verdict = _verdict(tables, complete, found)
+    paper = _matched_paper(tables)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(variants, folder / "variants", provenance=tables.provenance)
+    write_table(comparisons, folder / "comparisons", provenance=tables.provenance)
+    html = folder / "report.html"
+    evidence = page.Evidence(
+        verdict=verdict,
+        variants=variants,
+        comparisons=comparisons,
+        figures=_figures(tables, complete, variants, comparisons, paper),
+    )
+    text = page.render(tables, evidence)
+    temporary = html.with_name(f".{html.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(html)
+    return ReportFiles(variants, comparisons, html, verdict)
+
+
+def variants_table(nets: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
+    """The nets with what their complete runs measured.
+
+    Args:
+        nets: one row per variant.
+        complete: the runs that count.
+    """
+    errors = _errors(nets, complete)
+    summaries = [stats.summarize(errors[variant]) for variant in nets["variant"]]
+    table = nets.reset_index(drop=True).assign(
+        n=[summary.num_runs for summary in summaries],
+        test_error_pct_mean=[summary.mean for summary in summaries],
+        test_error_pct_sd=[summary.sd for summary in summaries],
+        test_error_pct_ci_low=[summary.low for summary in summaries],
+        test_error_pct_ci_high=[summary.high for summary in summaries],
+    )
+    timed = complete.assign(time_per_image_ms=1000.0 / complete["images_per_s"])
+    means = timed.groupby("variant", observed=True)[list(_MEASURES)].mean()
+    means = means.reindex(table["variant"]).add_suffix("_mean").reset_index(drop=True)
+    return pd.concat([table, means], axis=1)
+
+
+def _errors(nets: pd.DataFrame, complete: pd.DataFrame) -> dict[str, stats.Floats]:
+    by_variant = dict(iter(complete.groupby("variant", observed=True)))
+    return {
+        variant: by_variant[variant]["test_error_pct"].dropna().to_numpy(dtype=float)
+        if variant in by_variant
+        else pd.Series(dtype=float).to_numpy()
+        for variant in nets["variant"]
+    }
+
+
+def _reference(nets: pd.DataFrame) -> str:
+    return str(nets.loc[nets["is_reference"], "variant"].iloc[0])
+
+
+def _compare(
+    tables: StudyTables, complete: pd.DataFrame
+) -> tuple[stats.Comparison, ...]:
+    return stats.compare(
+        _errors(tables.nets, complete),
+        reference=_reference(tables.nets),
+        margin=tables.config.report.equivalence_margin_pct,
+    )
+
+
+def _comparisons_table(found: tuple[stats.Comparison, ...]) -> pd.DataFrame:
+    rows = [dataclasses.asdict(comparison) for comparison in found]
+    table = pd.DataFrame(rows, columns=list(_COMPARISON_COLUMNS))
+    table["seeds_to_decide"] = table["seeds_to_decide"].replace(math.inf, math.nan)
+    return table.rename(columns=_COMPARISON_COLUMNS)
+
+
+def _verdict(
+    tables: StudyTables, complete: pd.DataFrame, found: tuple[stats.Comparison, ...]
+) -> str:
+    sentence = stats.study_verdict(
+        _errors(tables.nets, complete),
+        found,
+        reference=_reference(tables.nets),
+        setting=equality(tables.nets),
+    )
+    if len(complete) < tables.num_planned:
+        sentence += (
+            f" So far {len(complete)} of {tables.num_planned} runs are complete."
+        )
+    return sentence
+
+
+def equality(nets: pd.DataFrame) -> str:
+    """What the variants share, such as "At equal FLOPs (within 2.6 %)"."""
+    for column, word in (("macs", "FLOPs"), ("params", "parameters")):
+        worst = float(nets[f"{column}_error_pct"].abs().max())
+        if worst == 0:
+            return f"At equal {word}"
+        if worst <= charts.EQUAL_PCT:
+            return f"At equal {word} (within {max(worst, 0.1):.1f} %)"
+    ratios = 1 + nets["macs_error_pct"] / 100
+    return f"With {ratios.min():.2g} to {ratios.max():.2g} times the reference's FLOPs"
+
+
+def _matched_paper(tables: StudyTables) -> pd.DataFrame:
+    """The paper's rows of this study, each with the variant it belongs to.
+
+    A row belongs to the one variant of its cardinality; where several share that, to
+    the one of the same net. `paper_difference` is against the paper's own reference,
+    the row that our reference belongs to.
+    """
+    key = tables.config.report.paper
+    columns = ["variant", "setting", "cardinality", "paper_difference", "source"]
+    if key is None:
+        return pd.DataFrame(columns=columns)
+    rows = load_paper(key)
+    nets = tables.nets
+    unique = rows["cardinality"].is_unique and nets["cardinality"].is_unique
+    on = "cardinality" if unique else "name"
+    matched = rows.merge(nets[[on, "variant", "is_reference"]], on=on)
+    own = matched.loc[matched["is_reference"].astype(bool), "top1_error_pct"]
+    if own.empty:
+        return pd.DataFrame(columns=columns)
+    matched["paper_difference"] = matched["top1_error_pct"] - own.iloc[0]
+    matched["source"] = f"{rows['model'].iloc[0]}, " + matched["source"].astype(str)
+    return matched[columns]
+
+
+def load_paper(key: str) -> pd.DataFrame:
+    """Numbers of the ResNeXt paper (arXiv:1611.05431).
+
+    Args:
+        key: table and model, such as "table3/ResNet-50".
+
+    Raises:
+        InputError: there are no such rows; the message names those that are.
+    """
+    with (
+        importlib.resources.files("resnext_ablate").joinpath("paper.csv").open() as file
+    ):
+        rows = pd.read_csv(file)
+    keys = rows["table"] + "/" + rows["model"]
+    if key not in set(keys):
+        known = ", ".join(dict.fromkeys(keys))
+        raise InputError(f"report.paper: no rows {key!r}; known: {known}.")
+    return rows[keys == key].reset_index(drop=True)
+
+
+def _figures(
+    tables: StudyTables,
+    complete: pd.DataFrame,
+    variants: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    paper: pd.DataFrame,
+) -> tuple[page.Figure, ...]:
+    """The charts that this study has data for, in reading order."""
+    if complete.empty:
+        return ()
+    figures = []
+    if variants["cardinality"].nunique() > 1:
+        cardinality = charts.cardinality_data(
+            variants, complete, comparisons=comparisons, paper=paper
+        )
+        drawn = charts.cardinality_figure(cardinality)
+        figures.append(_figure("error-cardinality", drawn, cardinality.main))
+    if comparisons["difference_pct"].notna().any():
+        differences = charts.differences_data(comparisons, variants)
+        drawn = charts.differences_figure(differences)
+        figures.append(_figure("differences", drawn, differences))
+    if len(paper) and paper["variant"].isin(comparisons["variant"]).any():
+        beside = charts.paper_data(variants, comparisons, paper=paper)
+        figures.append(_figure("paper", charts.paper_figure(beside), beside))
+    curves = charts.curves_data(tables.epochs, variants)
+    if len(curves.curves):
+        figures.append(_figure("curves", charts.curves_figure(curves), curves))
+    time = charts.time_data(variants, complete)
+    figures.append(_figure("time", charts.points_figure(time), time))
+    for currency in charts.CURRENCIES:
+        points = charts.complexity_data(variants, complete, currency=currency)
+        drawn = charts.points_figure(points)
+        figures.append(_figure(f"error-{currency}", drawn, points))
+    return tuple(figures)
+
+
+_Data = (
+    charts.PointsData | charts.CurvesData | charts.DifferencesData | charts.PaperData
+)
+
+
+def _figure(key: str, figure: go.Figure, data: _Data) -> page.Figure:
+    return page.Figure(key, figure, data.title, data.note)
