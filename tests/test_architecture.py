@@ -20,10 +20,11 @@ ROOMS: dict[str, set[str]] = {
     "tables": {"config", "records"},
     # compute
     "model": set(),
-    "images": {"config"},
+    "hardware": set(),
+    "images": {"config", "hardware"},
     "sources": {"config", "images"},
     "data": {"config", "images", "sources"},
-    "training": {"config", "data", "model"},
+    "training": {"config", "data", "hardware", "model"},
     "execution": {"config", "data", "records", "training"},
     "trials": {"records"},
     "schedule": {"config", "execution", "records", "trials"},
@@ -31,17 +32,19 @@ ROOMS: dict[str, set[str]] = {
         "config",
         "data",
         "execution",
+        "hardware",
         "matching",
         "model",
         "records",
         "schedule",
-        "training",
         "trials",
     },
     # evidence
     "stats": set(),
-    "charts": {"stats"},
-    "report": {"charts", "stats", "tables"},
+    "chart_style": set(),
+    "charts": {"chart_style", "stats"},
+    "page": {"chart_style", "tables"},
+    "report": {"charts", "page", "stats", "tables"},
     # face
     "answers": {
         "complexity",
@@ -70,13 +73,13 @@ ROOMS: dict[str, set[str]] = {
 
 # Who alone may use a library that is heavy or that one room is to hide.
 KEEPERS = {
-    "torch": {"model", "data", "training", "execution", "study"},
+    "torch": {"hardware", "model", "data", "training", "execution", "study"},
     "torchvision": {"sources"},
     "sklearn": {"sources"},
     "optuna": {"trials", "schedule"},
     "fvcore": {"model"},
     "pydantic": {"config"},
-    "plotly": {"charts", "report"},
+    "plotly": {"chart_style", "charts", "page", "report"},
     "typer": {"cli"},
     "rich": {"terminal"},
 }

@@ -14,7 +14,6 @@ from resnext_ablate.schedule import Progress
 from resnext_ablate.spec import InputError
 from resnext_ablate.trials import RunningRun
 
-
 PROGRAM = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
 
 
