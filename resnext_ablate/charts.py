@@ -1,19 +1,17 @@
-"""The charts of a study: for each a function frame -> data and one data -> figure.
+"""What the charts of a study show: for each chart a function frame -> data.
 
 Frames are the `variants`, `comparisons`, `runs` and `epochs` tables of a study, with
 complete runs only in `runs`. The data functions hold every number and the finding that
-the title states; the figure functions only draw.
+the title states; `figures` only draws.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-import numpy as np
 import pandas as pd
-import plotly.graph_objects as go
 from scipy import stats
 
 from resnext_ablate import chart_style as style
@@ -39,6 +37,8 @@ class PointsData:
     x_title: str
     y_title: str
     log2_x: bool
+    from_zero: bool
+    """Whether the axis starts at zero, as ratios need it."""
     points: pd.DataFrame
     """variant, x, mean, low, high, n."""
     seeds: pd.DataFrame
@@ -53,6 +53,14 @@ class CardinalityData:
     differences: pd.DataFrame
     """source ("ours" or "paper"), label, x, difference, low, high; maybe empty."""
     paper: str
+
+    @property
+    def title(self) -> str:
+        return self.main.title
+
+    @property
+    def note(self) -> str:
+        return self.main.note
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def cardinality_data(
 
     Args:
         variants, runs, comparisons: the study's tables.
-        paper: rows matched to variants (`variant`, `paper_difference`, `source`); may
+        paper: rows matched to variants (`variant`, `paper_difference`, `model`, `source`); may
             be empty.
     """
     main = _points(variants, runs, x="cardinality", title=_trend_title(variants))
@@ -128,64 +136,14 @@ def cardinality_data(
         )
         rows.append(theirs)
     differences = pd.concat(rows, ignore_index=True) if len(paper) else ours.iloc[:0]
-    name = str(paper["source"].iloc[0]) if len(paper) else ""
+    name = f"paper, {paper['model'].iloc[0]}" if len(paper) else ""
+    if len(paper):
+        below = (
+            " Below: differences from each one's own reference; ours with the interval "
+            "that holds for all comparisons together at 95 %."
+        )
+        main = replace(main, note=main.note + below)
     return CardinalityData(main=main, differences=differences, paper=name)
-
-
-def cardinality_figure(data: CardinalityData) -> go.Figure:
-    if data.differences.empty:
-        return points_figure(data.main)
-    figure = style.new_figure(data.main.title, height=660)
-    _draw_points(figure, data.main)
-    for source, rows in data.differences.groupby("source"):
-        _draw_differences(figure, rows, ours=source == "ours")
-    legend = f"<b>\u25cf</b> this study   <b>\u25c7</b> {style.safe(data.paper)}"
-    figure.add_annotation(
-        text=legend,
-        x=0,
-        xref="paper",
-        y=1,
-        yref="y2 domain",
-        xanchor="left",
-        yanchor="bottom",
-        showarrow=False,
-    )
-    figure.update_layout(
-        xaxis={**style.log2_axis(data.main.points["x"].tolist()), "anchor": "y2"},
-        xaxis_title_text=data.main.x_title,
-        yaxis={"domain": [0.47, 1.0], "title": {"text": data.main.y_title}},
-        yaxis2={
-            "domain": [0.0, 0.38],
-            "anchor": "x",
-            "automargin": True,
-            "zeroline": True,
-            "title": {"text": "against reference (points)"},
-        },
-    )
-    return figure
-
-
-def _draw_differences(figure: go.Figure, rows: pd.DataFrame, *, ours: bool) -> None:
-    known = rows.dropna(subset=["difference"]).sort_values("x")
-    color = style.COLORS[0] if ours else style.COLORS[1]
-    joined = "lines+markers" if known["x"].is_unique else "markers"
-    figure.add_scatter(
-        x=known["x"] * (0.97 if ours else 1.03),
-        y=known["difference"],
-        yaxis="y2",
-        mode=joined,
-        line={"color": color, "width": 1.5, "dash": "solid" if ours else "dot"},
-        marker={
-            "symbol": "circle" if ours else "diamond-open",
-            "size": 10,
-            "color": color,
-            "line": {"width": 2},
-        },
-        error_y=_bars(known, "difference") if ours else None,
-        text=[style.safe(label) for label in known["label"]],
-        hovertemplate=("this study" if ours else "paper")
-        + ", %{text}: %{y:+.2f} points<extra></extra>",
-    )
 
 
 def complexity_data(
@@ -194,14 +152,14 @@ def complexity_data(
     """Test error against FLOPs or parameters."""
     word = CURRENCIES[currency]
     known = variants.dropna(subset=["test_error_pct_mean"])
-    span = _span_pct(variants[currency])
+    off = _off_pct(variants, currency)
     means = known["test_error_pct_mean"]
     if len(known) < 2:
         title = f"Test error and {word} of {_only(known)}"
-    elif span <= EQUAL_PCT:
+    elif off <= EQUAL_PCT:
         title = (
-            f"{word[0].upper()}{word[1:]} differ by {span:.1f} % at most, mean test "
-            f"errors by {means.max() - means.min():.2f} points"
+            f"{word[0].upper()}{word[1:]} equal within {off:.1f} %, mean test errors "
+            f"{means.max() - means.min():.2f} points apart"
         )
     else:
         tau = stats.kendalltau(known[currency], means).statistic
@@ -215,7 +173,7 @@ def complexity_data(
 def time_data(variants: pd.DataFrame, runs: pd.DataFrame) -> PointsData:
     """Measured training time per image, against FLOPs or, where those are held equal,
     against cardinality."""
-    equal = _span_pct(variants["macs"]) <= EQUAL_PCT
+    equal = _off_pct(variants, "macs") <= EQUAL_PCT
     x = "cardinality" if equal and variants["cardinality"].nunique() > 1 else "macs"
     per_image = "time_per_image_ms"
     known = variants.dropna(subset=[f"{per_image}_mean"])
@@ -231,117 +189,13 @@ def time_data(variants: pd.DataFrame, runs: pd.DataFrame) -> PointsData:
             f"{fast['variant']}"
         )
     return _points(
-        variants, timed, x=x, title=title, y=per_image, y_title="time per image (ms)"
+        variants,
+        timed,
+        x=x,
+        title=title,
+        y=per_image,
+        y_title="training time per image (ms)",
     )
-
-
-def points_figure(data: PointsData) -> go.Figure:
-    """Each variant as a point with its interval, each seed as a dot beside it."""
-    figure = style.new_figure(data.title, height=420)
-    _draw_points(figure, data)
-    if data.log2_x:
-        figure.update_xaxes(**style.log2_axis(data.points["x"].tolist()))
-    else:
-        x = data.points["x"]
-        figure.update_xaxes(range=style.padded(x.min(), x.max(), share=0.12), nticks=6)
-        if x.nunique() == 1:
-            figure.update_xaxes(tickmode="array", tickvals=[x.iloc[0]])
-    figure.update_xaxes(title_text=data.x_title)
-    figure.update_yaxes(title_text=data.y_title)
-    return figure
-
-
-def _draw_points(figure: go.Figure, data: PointsData) -> None:
-    known = data.points.dropna(subset=["mean"])
-    if known.empty:
-        return
-    if data.log2_x and known["x"].is_unique:
-        line = known.sort_values("x")
-        figure.add_scatter(
-            x=line["x"],
-            y=line["mean"],
-            mode="lines",
-            line={"color": style.NEUTRAL, "width": 1},
-            hoverinfo="skip",
-        )
-    marks = style.marks(data.points["variant"].tolist())
-    few = len(data.points) <= style.MAX_LABELLED
-    places = _label_places(data) if few else {}
-    looks = [
-        marks[v] if few else style.Mark(style.COLORS[0], "circle")
-        for v in known["variant"]
-    ]
-    if len(data.seeds):
-        shift = 0.96 if data.log2_x else 1.0
-        seeds = data.seeds
-        figure.add_scatter(
-            x=seeds["x"] * shift,
-            y=seeds["y"],
-            mode="markers",
-            marker={
-                "size": 6,
-                "opacity": 0.55,
-                "color": [
-                    marks[v].color if few else style.COLORS[0] for v in seeds["variant"]
-                ],
-            },
-            text=[
-                f"{style.safe(v)}, seed {s}"
-                for v, s in zip(seeds["variant"], seeds["seed"], strict=True)
-            ],
-            hovertemplate="%{text}: %{y:.4g}<extra></extra>",
-        )
-    figure.add_scatter(
-        x=known["x"],
-        y=known["mean"],
-        mode="markers+text" if few else "markers",
-        marker={
-            "size": 11 if few else 6,
-            "color": [look.color for look in looks],
-            "symbol": [look.symbol for look in looks],
-        },
-        error_y=_bars(known, "mean") if len(known) <= MAX_SEEDS_DRAWN else None,
-        text=[style.safe(v) for v in known["variant"]],
-        textposition=[places.get(v, "middle right") for v in known["variant"]],
-        customdata=known[["low", "high", "n"]].to_numpy(),
-        hovertemplate="<b>%{text}</b><br>mean %{y:.4g}, interval %{customdata[0]:.4g} "
-        "to %{customdata[1]:.4g}, %{customdata[2]} runs<extra></extra>",
-        cliponaxis=False,
-    )
-
-
-def _bars(rows: pd.DataFrame, centre: str) -> dict[str, object]:
-    """Error bars; where an interval is unknown there is none."""
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": (rows["high"] - rows[centre]).fillna(0.0),
-        "arrayminus": (rows[centre] - rows["low"]).fillna(0.0),
-        "thickness": 1.5,
-        "width": 5,
-        "color": style.NEUTRAL,
-    }
-
-
-def _label_places(data: PointsData) -> dict[str, str]:
-    """Labels right of their points, or left where the right side is taken."""
-    points = data.points.dropna(subset=["mean"])
-    x = points["x"].map(math.log2) if data.log2_x else points["x"].astype(float)
-    lows, highs = (
-        points["low"].fillna(points["mean"]),
-        points["high"].fillna(points["mean"]),
-    )
-    width = max(x.max() - x.min(), 1e-9)
-    height = max(highs.max() - lows.min(), 1e-9)
-    places = {}
-    for i, variant in enumerate(points["variant"]):
-        dx = (x - x.iloc[i]) / width
-        dy = (points["mean"] - points["mean"].iloc[i]).abs() / height
-        others = np.arange(len(points)) != i
-        right = (others & (dx >= 0) & (dx < 0.14) & (dy < 0.07)).any()
-        left = (others & (dx <= 0) & (dx > -0.14) & (dy < 0.07)).any()
-        places[variant] = "middle left" if right and not left else "middle right"
-    return places
 
 
 def _points(
@@ -387,6 +241,7 @@ def _points(
         x_title=x_title,
         y_title=y_title,
         log2_x=log2_x,
+        from_zero=y != "test_error_pct",
         points=points,
         seeds=seeds,
     )
@@ -397,8 +252,8 @@ def _trend_title(variants: pd.DataFrame) -> str:
     if len(known) < 2:
         return f"Test error of {_only(known)}"
     best = known.loc[known["test_error_pct_mean"].idxmin()]
-    span = _span_pct(variants["macs"])
-    held = f" at FLOPs equal within {span:.1f} %" if span <= EQUAL_PCT else ""
+    off = _off_pct(variants, "macs")
+    held = f" at FLOPs equal within {off:.1f} %" if off <= EQUAL_PCT else ""
     reference = known[known["is_reference"]]
     if len(reference) == 0 or bool(best["is_reference"]):
         gap = known["test_error_pct_mean"].max() - best["test_error_pct_mean"]
@@ -417,9 +272,9 @@ def _only(known: pd.DataFrame) -> str:
     return str(known["variant"].iloc[0]) if len(known) else "no variant yet"
 
 
-def _span_pct(values: pd.Series) -> float:
-    """Largest over smallest value, in percent above one."""
-    return float(100 * (values.max() / values.min() - 1))
+def _off_pct(variants: pd.DataFrame, currency: Currency) -> float:
+    """Largest distance from the reference in percent."""
+    return float(variants[f"{currency}_error_pct"].abs().max())
 
 
 def curves_data(epochs: pd.DataFrame, variants: pd.DataFrame) -> CurvesData:
@@ -460,67 +315,6 @@ def curves_data(epochs: pd.DataFrame, variants: pd.DataFrame) -> CurvesData:
     return CurvesData(title, note, curves, tuple(variants["variant"]))
 
 
-def curves_figure(data: CurvesData) -> go.Figure:
-    figure = style.new_figure(data.title, height=480)
-    marks = style.marks(data.order)
-    groups = {v: g for v, g in data.curves.groupby("variant", sort=False)}
-    for variant, curve in groups.items():
-        color = marks[variant].color
-        _draw_band(figure, curve, color=color)
-        for column, dash, width in (("train", "dot", 1.2), ("val", "solid", 2.2)):
-            figure.add_scatter(
-                x=curve["epoch"],
-                y=curve[column],
-                mode="lines",
-                line={"color": color, "dash": dash, "width": width},
-                name=style.safe(variant),
-                hovertemplate=f"{'validation' if column == 'val' else 'training'}, epoch "
-                "%{x}: %{y:.2f} %<extra>%{fullData.name}</extra>",
-            )
-    ceiling = _curve_ceiling(data.curves)
-    figure.update_layout(
-        xaxis={"title": {"text": "epoch"}, "rangemode": "tozero"},
-        yaxis={"title": {"text": "error (%)"}, "range": [0, ceiling]},
-        margin_r=96,
-    )
-    ends = {v: float(g["val"].iloc[-1]) for v, g in groups.items()}
-    heights = style.spread(list(ends.values()), gap=ceiling * 0.052)
-    for variant, y in zip(ends, heights, strict=True):
-        figure.add_annotation(
-            text=f"<b>{style.safe(variant)}</b>",
-            font_color=marks[variant].color,
-            x=1.01,
-            xref="paper",
-            y=y,
-            xanchor="left",
-            showarrow=False,
-        )
-    return figure
-
-
-def _draw_band(figure: go.Figure, curve: pd.DataFrame, *, color: str) -> None:
-    x = np.concatenate([curve["epoch"], curve["epoch"][::-1]])
-    y = np.concatenate([curve["val_high"], curve["val_low"][::-1]])
-    figure.add_scatter(
-        x=x,
-        y=y,
-        mode="lines",
-        line={"width": 0},
-        fill="toself",
-        fillcolor=style.faded(color, opacity=0.14),
-        hoverinfo="skip",
-    )
-
-
-def _curve_ceiling(curves: pd.DataFrame) -> float:
-    """Top of the axis: the first epochs of a run may leave it, the rest stays inside."""
-    if curves.empty:
-        return 100.0
-    late = curves[curves["epoch"] >= 1 + 0.1 * curves["epoch"].max()]
-    top = float(np.nanmax(late[["train", "val_high"]].to_numpy()))
-    return top * 1.08 or 1.0
-
-
 def differences_data(
     comparisons: pd.DataFrame, variants: pd.DataFrame
 ) -> DifferencesData:
@@ -557,59 +351,6 @@ def differences_data(
     )
 
 
-def differences_figure(data: DifferencesData) -> go.Figure:
-    rows = data.rows
-    figure = style.new_figure(data.title, height=150 + 42 * max(len(rows), 1))
-    marks = style.marks(data.order)
-    figure.add_vrect(
-        x0=-data.margin,
-        x1=data.margin,
-        fillcolor=style.faded(style.NEUTRAL, opacity=0.16),
-        line_width=0,
-        layer="below",
-    )
-    figure.add_vline(x=0, line={"color": style.NEUTRAL, "width": 1})
-    bars = {key: value for key, value in _bars(rows, "difference").items()}
-    figure.add_scatter(
-        x=rows["difference"],
-        y=list(range(len(rows))),
-        mode="markers",
-        marker={
-            "size": 12,
-            "color": [marks[v].color for v in rows["variant"]],
-            "symbol": [marks[v].symbol for v in rows["variant"]],
-        },
-        error_x=bars,
-        text=[style.safe(v) for v in rows["variant"]],
-        customdata=rows[["low", "high", "verdict"]].to_numpy(),
-        hovertemplate="<b>%{text}</b>: %{x:+.2f} points, interval %{customdata[0]:+.2f} "
-        "to %{customdata[1]:+.2f}, %{customdata[2]}<extra></extra>",
-    )
-    known = [abs(v) for c in ("low", "high", "difference") for v in rows[c].dropna()]
-    reach = max([*known, data.margin]) * 1.12
-    names = [
-        f"<b>{style.safe(v)}</b><br>{w.split()[0]}"
-        for v, w in zip(rows["variant"], rows["verdict"], strict=True)
-    ]
-    figure.update_layout(
-        xaxis={
-            "title": {
-                "text": "better  \u2190  difference in test error (points)  \u2192  worse"
-            },
-            "range": [-reach, reach],
-            "tickformat": "+.2~f",
-        },
-        yaxis={
-            "tickmode": "array",
-            "tickvals": list(range(len(rows))),
-            "ticktext": names,
-            "range": [len(rows) - 0.4, -0.6],
-            "showgrid": False,
-        },
-    )
-    return figure
-
-
 def paper_data(
     variants: pd.DataFrame, comparisons: pd.DataFrame, *, paper: pd.DataFrame
 ) -> PaperData:
@@ -622,7 +363,7 @@ def paper_data(
     rows = rows.set_axis(
         ["variant", "cardinality", "paper", "ours", "low", "high"], axis=1
     )
-    name = str(paper["source"].iloc[0])
+    name = str(paper["model"].iloc[0])
     if len(rows) == 0:
         title = "No variant of the paper is complete yet"
     else:
@@ -634,53 +375,7 @@ def paper_data(
             f"{len(rows)} variants"
         )
     note = (
-        f"{name}: another data set and longer training, so only differences from each "
+        f"{name} of {paper['source'].iloc[0]}: another data set and longer training, so only differences from each "
         "one's own reference are set side by side. On the dashed line both agree."
     )
     return PaperData(title, note, rows, name, tuple(variants["variant"]))
-
-
-def paper_figure(data: PaperData) -> go.Figure:
-    rows = data.rows
-    figure = style.new_figure(data.title, height=440)
-    values = rows[["paper", "ours", "low", "high"]].to_numpy(dtype=float)
-    known = [*values[~np.isnan(values)], 0.0]
-    low, high = style.padded(min(known), max(known))
-    paper_low, paper_high = style.padded(
-        min([*rows["paper"], 0]), max([*rows["paper"], 0]), share=0.15
-    )
-    figure.add_scatter(
-        x=[paper_low, paper_high],
-        y=[paper_low, paper_high],
-        mode="lines",
-        line={"color": style.NEUTRAL, "dash": "dash", "width": 1.5},
-        hoverinfo="skip",
-    )
-    marks = style.marks(data.order)
-    figure.add_scatter(
-        x=rows["paper"],
-        y=rows["ours"],
-        mode="markers+text",
-        marker={
-            "size": 11,
-            "color": [marks[v].color for v in rows["variant"]],
-            "symbol": [marks[v].symbol for v in rows["variant"]],
-        },
-        error_y=_bars(rows, "ours"),
-        text=[style.safe(v) for v in rows["variant"]],
-        textposition="middle right",
-        hovertemplate="<b>%{text}</b><br>paper %{x:+.2f}, ours %{y:+.2f}<extra></extra>",
-        cliponaxis=False,
-    )
-    figure.update_layout(
-        xaxis={
-            "title": {"text": "paper: difference from its reference (points)"},
-            "range": [paper_low, paper_high],
-        },
-        yaxis={
-            "title": {"text": "this study: difference (points)"},
-            "range": [low, high],
-            "zeroline": True,
-        },
-    )
-    return figure

@@ -179,6 +179,7 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["csp_hash"] = _csp_hash
+    environment.filters["nbsp"] = lambda text: text.replace(" %", "\u00a0%")
     environment.filters["rows"] = _shown_rows
     return environment
 

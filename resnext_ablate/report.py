@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import pandas as pd
 import plotly.graph_objects as go
 
-from resnext_ablate import charts, page, stats
+from resnext_ablate import charts, figures, page, stats
 from resnext_ablate.spec import InputError
 from resnext_ablate.tables import StudyTables, write_table
 
@@ -70,7 +72,6 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
     found = _compare(tables, complete)
     comparisons = _comparisons_table(found)
     verdict = _verdict(tables, complete, found)
-    paper = _matched_paper(tables)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(variants, folder / "variants", provenance=tables.provenance)
     write_table(comparisons, folder / "comparisons", provenance=tables.provenance)
@@ -79,7 +80,7 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
         verdict=verdict,
         variants=variants,
         comparisons=comparisons,
-        figures=_figures(tables, complete, variants, comparisons, paper),
+        figures=_drawn(tables, complete, variants, comparisons),
     )
     text = page.render(tables, evidence)
     temporary = html.with_name(f".{html.name}")
@@ -150,9 +151,12 @@ def _verdict(
         reference=_reference(tables.nets),
         setting=equality(tables.nets),
     )
-    if len(complete) < tables.num_planned:
+    num_complete = len(complete)
+    if num_complete < tables.num_planned:
+        num_failed = len(tables.runs) - num_complete
+        failures = f"; {num_failed} failed" if num_failed else ""
         sentence += (
-            f" So far {len(complete)} of {tables.num_planned} runs are complete."
+            f" {num_complete} of {tables.num_planned} runs are complete{failures}."
         )
     return sentence
 
@@ -177,7 +181,14 @@ def _matched_paper(tables: StudyTables) -> pd.DataFrame:
     the row that our reference belongs to.
     """
     key = tables.config.report.paper
-    columns = ["variant", "setting", "cardinality", "paper_difference", "source"]
+    columns = [
+        "variant",
+        "setting",
+        "cardinality",
+        "paper_difference",
+        "model",
+        "source",
+    ]
     if key is None:
         return pd.DataFrame(columns=columns)
     rows = load_paper(key)
@@ -189,7 +200,6 @@ def _matched_paper(tables: StudyTables) -> pd.DataFrame:
     if own.empty:
         return pd.DataFrame(columns=columns)
     matched["paper_difference"] = matched["top1_error_pct"] - own.iloc[0]
-    matched["source"] = f"{rows['model'].iloc[0]}, " + matched["source"].astype(str)
     return matched[columns]
 
 
@@ -213,46 +223,51 @@ def load_paper(key: str) -> pd.DataFrame:
     return rows[keys == key].reset_index(drop=True)
 
 
-def _figures(
+def _drawn(
     tables: StudyTables,
     complete: pd.DataFrame,
     variants: pd.DataFrame,
     comparisons: pd.DataFrame,
-    paper: pd.DataFrame,
 ) -> tuple[page.Figure, ...]:
     """The charts that this study has data for, in reading order."""
     if complete.empty:
         return ()
-    figures = []
+    paper = _matched_paper(tables)
+    drawn = []
     if variants["cardinality"].nunique() > 1:
         cardinality = charts.cardinality_data(
             variants, complete, comparisons=comparisons, paper=paper
         )
-        drawn = charts.cardinality_figure(cardinality)
-        figures.append(_figure("error-cardinality", drawn, cardinality.main))
+        drawn.append(
+            _figure("error-cardinality", figures.cardinality_figure, cardinality)
+        )
     if comparisons["difference_pct"].notna().any():
         differences = charts.differences_data(comparisons, variants)
-        drawn = charts.differences_figure(differences)
-        figures.append(_figure("differences", drawn, differences))
-    if len(paper) and paper["variant"].isin(comparisons["variant"]).any():
+        drawn.append(_figure("differences", figures.differences_figure, differences))
+    if paper["variant"].isin(comparisons["variant"]).any():
         beside = charts.paper_data(variants, comparisons, paper=paper)
-        figures.append(_figure("paper", charts.paper_figure(beside), beside))
+        drawn.append(_figure("paper", figures.paper_figure, beside))
     curves = charts.curves_data(tables.epochs, variants)
     if len(curves.curves):
-        figures.append(_figure("curves", charts.curves_figure(curves), curves))
+        drawn.append(_figure("curves", figures.curves_figure, curves))
     time = charts.time_data(variants, complete)
-    figures.append(_figure("time", charts.points_figure(time), time))
+    drawn.append(_figure("time", figures.points_figure, time))
     for currency in charts.CURRENCIES:
         points = charts.complexity_data(variants, complete, currency=currency)
-        drawn = charts.points_figure(points)
-        figures.append(_figure(f"error-{currency}", drawn, points))
-    return tuple(figures)
+        drawn.append(_figure(f"error-{currency}", figures.points_figure, points))
+    return tuple(drawn)
 
 
-_Data = (
-    charts.PointsData | charts.CurvesData | charts.DifferencesData | charts.PaperData
-)
+class _Worded(Protocol):
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def note(self) -> str: ...
 
 
-def _figure(key: str, figure: go.Figure, data: _Data) -> page.Figure:
-    return page.Figure(key, figure, data.title, data.note)
+_Data = TypeVar("_Data", bound=_Worded)
+
+
+def _figure(key: str, draw: Callable[[_Data], go.Figure], data: _Data) -> page.Figure:
+    return page.Figure(key, draw(data), data.title, data.note)
