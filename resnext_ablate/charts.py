@@ -110,8 +110,8 @@ def cardinality_data(
 
     Args:
         variants, runs, comparisons: the study's tables.
-        paper: rows matched to variants (`variant`, `paper_difference`, `model`, `source`); may
-            be empty.
+        paper: the paper's rows that match variants (`variant`, `setting`,
+            `cardinality`, `paper_difference`, `model`, `source`); may be empty.
     """
     main = _points(variants, runs, x="cardinality", title=_trend_title(variants))
     ours = variants[["variant", "cardinality"]].merge(
@@ -297,11 +297,14 @@ def curves_data(epochs: pd.DataFrame, variants: pd.DataFrame) -> CurvesData:
         .reset_index()
     )
     note = (
-        "Solid: validation, mean over seeds, the band spans the seeds. Dashed: training, "
-        "on augmented batches as they pass."
+        "Solid: validation, mean over seeds, with a band over all seeds. Dashed: "
+        "training, on augmented batches as they pass."
     )
     if len(shown) < len(variants):
-        note += f" {len(shown)} of {len(variants)} variants: the reference and those of lowest error."
+        note += (
+            f" {len(shown)} of {len(variants)} variants: the reference and those of "
+            "lowest error."
+        )
     title = "Training curves"
     if len(curves):
         last = curves[curves["epoch"] == curves["epoch"].max()]
@@ -338,8 +341,9 @@ def differences_data(
     ]
     title = f"Against {reference}: {', '.join(words) or 'nothing to compare yet'}"
     note = (
-        "Difference in test error, variant minus reference, with the interval that holds "
-        "for all comparisons together at 95 %. Shaded: differences that count as none."
+        "Difference in test error, variant minus reference, with the interval that "
+        "holds for all comparisons together at 95 %. Shaded: differences that count as "
+        "none."
     )
     if len(rows) > MAX_DIFFERENCES:
         note += f" Drawn: the {MAX_DIFFERENCES} lowest of {len(rows):,}."
@@ -375,7 +379,8 @@ def paper_data(
             f"{len(rows)} variants"
         )
     note = (
-        f"{name} of {paper['source'].iloc[0]}: another data set and longer training, so only differences from each "
-        "one's own reference are set side by side. On the dashed line both agree."
+        f"{name} of {paper['source'].iloc[0]}: another data set and longer training, "
+        "so only differences from each one's own reference are set side by side. On "
+        "the dashed line both agree."
     )
     return PaperData(title, note, rows, name, tuple(variants["variant"]))

@@ -44,6 +44,8 @@ _CHILD_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
     "THP_MEM_ALLOC_ENABLE": "1",
+    # Without it cuBLAS has no deterministic mode; it must stand before CUDA starts.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 

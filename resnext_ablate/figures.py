@@ -19,13 +19,14 @@ from resnext_ablate.charts import (
 )
 
 _MAX_NAMED_TICKS = 6
+_LOG_TICKS = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)]
 _SEED_OFFSET = 0.02
 """How far left of its mean a seed is drawn, in widths of the plot."""
 
 
 def points_figure(data: PointsData) -> go.Figure:
     """Each variant as a point with its interval, each seed as a dot beside it."""
-    figure = style.new_figure(data.title, height=400)
+    figure = style.new_figure(data.title, height=350)
     x_axis, offset = _x_axis(data)
     _draw_points(figure, data, offset=offset)
     figure.update_layout(
@@ -135,7 +136,7 @@ def _draw_points(figure: go.Figure, data: PointsData, *, offset: float) -> None:
             "symbol": [look.symbol for look in looks],
         },
         error_y=_bars(known, "mean") if few or len(data.seeds) else None,
-        text=[f" {style.safe(v)} " for v in known["variant"]] if labelled else None,
+        text=_labels(known["variant"]) if labelled else None,
         textposition=_label_places(x, known["mean"]),
         hovertext=_descriptions(known),
         hovertemplate="%{hovertext}<extra></extra>",
@@ -174,6 +175,11 @@ def _bars(rows: pd.DataFrame, centre: str) -> dict[str, object]:
         "width": 4,
         "color": style.NEUTRAL,
     }
+
+
+def _labels(variants: pd.Series) -> list[str]:
+    """Names with room for the mark on one side and for the seeds on the other."""
+    return [f"\u00a0{style.safe(v)}\u00a0\u00a0\u00a0" for v in variants]
 
 
 def _label_places(x: pd.Series, y: pd.Series) -> list[str]:
@@ -218,7 +224,7 @@ def _draw_differences(
 
 def curves_figure(data: CurvesData) -> go.Figure:
     """Validation solid with a band over the seeds, training dashed."""
-    figure = style.new_figure(data.title, height=460)
+    figure = style.new_figure(data.title, height=420)
     marks = style.marks(data.order)
     groups = {v: g for v, g in data.curves.groupby("variant", sort=False)}
     for variant, curve in groups.items():
@@ -235,7 +241,7 @@ def curves_figure(data: CurvesData) -> go.Figure:
             "range": np.log10([low * 0.88, high * 1.06]).tolist()
             if log
             else [0, high * 1.06],
-            "dtick": "D2" if log else None,
+            **({"tickvals": _LOG_TICKS} if log else {}),
         },
         margin_r=84,
     )
@@ -384,7 +390,7 @@ def _difference_texts(rows: pd.DataFrame) -> list[str]:
 def paper_figure(data: PaperData) -> go.Figure:
     """The paper's differences across, ours upward, equality as a line."""
     rows = data.rows
-    figure = style.new_figure(data.title, height=420)
+    figure = style.new_figure(data.title, height=380)
     paper = style.padded(min([*rows["paper"], 0]), max([*rows["paper"], 0]), share=0.14)
     figure.add_scatter(
         x=paper,
@@ -405,7 +411,7 @@ def paper_figure(data: PaperData) -> go.Figure:
             "symbol": [marks[v].symbol for v in rows["variant"]],
         },
         error_y=_bars(rows, "ours"),
-        text=[f" {style.safe(v)} " for v in rows["variant"]],
+        text=_labels(rows["variant"]),
         textposition=_label_places(rows["paper"], rows["ours"]),
         hovertext=[
             f"<b>{style.safe(v)}</b><br>paper {theirs:+.2f}, this study {ours:+.2f}"

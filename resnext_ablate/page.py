@@ -27,6 +27,7 @@ from resnext_ablate.tables import StudyTables
 
 MAX_ROWS_SHOWN = 100
 """Rows of a table on the page at once; sorting and filtering reach all of them."""
+MAX_QUESTIONS = 8
 MAX_EPOCH_ROWS = 20_000
 """A longer table of epochs is not embedded; its files lie beside the report."""
 
@@ -80,16 +81,15 @@ class Table:
 
 _RESULT_COLUMNS = (
     Column("variant", "variant", "text"),
-    Column("macs", "FLOPs", "count"),
-    Column("params", "params", "count"),
-    Column("n", "runs", digits=0),
+    Column("verdict", "verdict", "verdict"),
     Column("test_error_pct_mean", "test error (%)"),
     Column("interval", "95 % interval", "text"),
-    Column("difference_pct", "difference (points)", signed=True),
+    Column("difference_pct", "difference", signed=True),
     Column("difference_interval", "simultaneous 95 %", "text"),
-    Column("p_corrected", "p, corrected", digits=4),
-    Column("verdict", "verdict", "verdict"),
-    Column("explanation", "meaning", "text"),
+    Column("p_corrected", "p corrected", digits=4),
+    Column("n", "runs", digits=0),
+    Column("macs", "FLOPs", "count"),
+    Column("params", "params", "count"),
     Column("time_per_image_ms_mean", "ms per image", digits=3),
     Column("train_error_pct_mean", "train error (%)"),
     Column("peak_memory_mib_mean", "peak memory (MiB)", digits=0),
@@ -151,7 +151,9 @@ def render(tables: StudyTables, evidence: Evidence) -> str:
     return template.render(
         study=tables.study,
         question=tables.config.question,
-        verdict=evidence.verdict,
+        verdict=evidence.verdict.partition(". ")[0].removesuffix(".") + ".",
+        verdict_rest=evidence.verdict.partition(". ")[2],
+        open_questions=_open_questions(evidence.comparisons),
         num_complete=int((tables.runs["state"] == "complete").sum()),
         num_planned=tables.num_planned,
         num_failed=int((tables.runs["state"] != "complete").sum()),
@@ -165,6 +167,13 @@ def render(tables: StudyTables, evidence: Evidence) -> str:
         payload=_packed(json.dumps(payload, allow_nan=False)),
         plotly=_packed(get_plotlyjs()),
     )
+
+
+def _open_questions(comparisons: pd.DataFrame) -> list[tuple[str, str]]:
+    """The first undecided variants, each with what would decide it."""
+    undecided = comparisons[comparisons["verdict"] == "undecided"]
+    undecided = undecided.head(MAX_QUESTIONS)
+    return list(zip(undecided["variant"], undecided["explanation"], strict=True))
 
 
 _SCHEMES: tuple[Literal["light", "dark"], ...] = ("light", "dark")
@@ -255,11 +264,13 @@ def _table_value(table: Table) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str | int | float | bool | None:
-    """A value for JSON; unknown and infinite ones become null."""
+    """A value for JSON, floats to 7 digits; unknown and infinite ones become null."""
     if hasattr(value, "item"):
         value = value.item()
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return None
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
     return value if isinstance(value, (str, int, float, bool)) else str(value)
 
 

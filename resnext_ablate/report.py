@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import pandas as pd
 import plotly.graph_objects as go
 
-from resnext_ablate import charts, figures, page, stats
+from resnext_ablate import charts, figures, page, stats, verdicts
 from resnext_ablate.spec import InputError
 from resnext_ablate.tables import StudyTables, write_table
 
@@ -127,15 +127,15 @@ def _reference(nets: pd.DataFrame) -> str:
 
 def _compare(
     tables: StudyTables, complete: pd.DataFrame
-) -> tuple[stats.Comparison, ...]:
-    return stats.compare(
+) -> tuple[verdicts.Comparison, ...]:
+    return verdicts.compare(
         _errors(tables.nets, complete),
         reference=_reference(tables.nets),
         margin=tables.config.report.equivalence_margin_pct,
     )
 
 
-def _comparisons_table(found: tuple[stats.Comparison, ...]) -> pd.DataFrame:
+def _comparisons_table(found: tuple[verdicts.Comparison, ...]) -> pd.DataFrame:
     rows = [dataclasses.asdict(comparison) for comparison in found]
     table = pd.DataFrame(rows, columns=list(_COMPARISON_COLUMNS))
     table["seeds_to_decide"] = table["seeds_to_decide"].replace(math.inf, math.nan)
@@ -143,9 +143,9 @@ def _comparisons_table(found: tuple[stats.Comparison, ...]) -> pd.DataFrame:
 
 
 def _verdict(
-    tables: StudyTables, complete: pd.DataFrame, found: tuple[stats.Comparison, ...]
+    tables: StudyTables, complete: pd.DataFrame, found: tuple[verdicts.Comparison, ...]
 ) -> str:
-    sentence = stats.study_verdict(
+    sentence = verdicts.study_verdict(
         _errors(tables.nets, complete),
         found,
         reference=_reference(tables.nets),

@@ -33,9 +33,9 @@ from resnext_ablate.hardware import (
     kernel_choice,
     peak_memory_mib,
     reset_peak_memory,
+    resolve_precision,
     synchronised_time_s,
 )
-from resnext_ablate.hardware import resolve_precision as resolve_precision
 from resnext_ablate.model import build
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
@@ -93,7 +93,7 @@ class NonFiniteLossError(RuntimeError):
     def __init__(self, *, split: str, loss: float, epoch: int, step: int) -> None:
         super().__init__(
             f"{split} loss is {loss} at epoch {epoch}, step {step}; a lower "
-            "train.learning_rate or some train.warmup_epochs may help."
+            "train.learning_rate or some train.warmup_fraction may help."
         )
         self.epoch = epoch
         self.step = step
@@ -177,7 +177,7 @@ def learning_rate(config: TrainConfig, *, step: int, steps_per_epoch: int) -> fl
     both over what the warm-up left and to zero just after the last step.
     """
     total = config.epochs * steps_per_epoch
-    warmup = config.warmup_epochs * steps_per_epoch
+    warmup = config.warmup_fraction * total
     if step < warmup:
         return config.learning_rate * min(1.0, (step + 1) / warmup)
     left = (total - step) / (total - warmup)

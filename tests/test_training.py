@@ -141,7 +141,7 @@ def test_the_step_schedule_scales_to_short_runs() -> None:
 
 def test_warm_up_rises_linearly_to_the_full_rate() -> None:
     """A warm-up of two epochs rises over its eight steps, then the schedule goes on."""
-    config = _config(epochs=8, learning_rate=0.8, warmup_epochs=2.0)
+    config = _config(epochs=8, learning_rate=0.8, warmup_fraction=2 / 8)
     rates = _rates(config, steps_per_epoch=4)
     assert rates[:9] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.8])
     assert rates[15:17] == pytest.approx([0.8, 0.08])
@@ -149,7 +149,7 @@ def test_warm_up_rises_linearly_to_the_full_rate() -> None:
 
 def test_a_warm_up_below_one_step_is_none() -> None:
     """A warm-up shorter than a step never exceeds the full rate."""
-    config = _config(epochs=2, learning_rate=0.3, warmup_epochs=0.1)
+    config = _config(epochs=2, learning_rate=0.3, warmup_fraction=0.05)
     assert max(_rates(config, steps_per_epoch=4)) == 0.3
 
 
@@ -163,7 +163,7 @@ def test_cosine_falls_along_half_a_cosine() -> None:
 def test_one_cycle_rises_and_falls_in_straight_lines() -> None:
     """Up over the warm-up, down to zero just after the last step."""
     config = _config(
-        epochs=3, learning_rate=1.0, schedule="one_cycle", warmup_epochs=1.0
+        epochs=3, learning_rate=1.0, schedule="one_cycle", warmup_fraction=1 / 3
     )
     rates = _rates(config, steps_per_epoch=2)
     assert rates == pytest.approx([0.5, 1.0, 1.0, 0.75, 0.5, 0.25])
@@ -179,7 +179,7 @@ def test_rates_stay_above_zero_and_within_the_full_rate(
     schedule: str, epochs: int, steps_per_epoch: int, share: float
 ) -> None:
     """No schedule wastes a step at zero, exceeds the rate, or rises after warm-up."""
-    config = _config(epochs=epochs, schedule=schedule, warmup_epochs=share * epochs)
+    config = _config(epochs=epochs, schedule=schedule, warmup_fraction=share)
     rates = _rates(config, steps_per_epoch=steps_per_epoch)
     assert all(0 < rate <= 0.1 + 1e-12 for rate in rates)
     peak = math.ceil(share * epochs * steps_per_epoch)
@@ -267,7 +267,7 @@ def test_a_run_learns_digits(digits: Dataset) -> None:
             epochs=6,
             batch_size=64,
             schedule="one_cycle",
-            warmup_epochs=1.5,
+            warmup_fraction=0.25,
             precision="fp32",
         ),
         name="resnext11-1x8d-t8-in1",
@@ -295,7 +295,7 @@ def test_bf16_learns_as_well(digits: Dataset) -> None:
         epochs=5,
         batch_size=64,
         schedule="cosine",
-        warmup_epochs=1.0,
+        warmup_fraction=0.2,
         precision="bf16",
         label_smoothing=0.1,
         decay_norm_and_bias=False,
@@ -476,12 +476,12 @@ def test_a_net_that_does_not_fit_the_data_is_refused(name: str, expected: str) -
 def test_precision_is_kept_or_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is asked for stays; auto takes bf16 only where it is clearly faster."""
     for precision in ("fp32", "bf16"):
-        assert training.resolve_precision(precision, device=CPU) == precision
-    assert training.resolve_precision("auto", device=CPU) in ("fp32", "bf16")
+        assert hardware.resolve_precision(precision, device=CPU) == precision
+    assert hardware.resolve_precision("auto", device=CPU) in ("fp32", "bf16")
     for bf16_s, expected in ((0.5, "bf16"), (0.9, "fp32"), (3.0, "fp32")):
         times = {"fp32": 1.0, "bf16": bf16_s}
         monkeypatch.setattr(hardware, "_probe_s", times.__getitem__)
-        assert training.resolve_precision("auto", device=CPU) == expected
+        assert hardware.resolve_precision("auto", device=CPU) == expected
 
 
 @pytest.mark.skipif(
