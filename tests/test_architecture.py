@@ -12,14 +12,15 @@ PACKAGE = Path(__file__).parents[1] / "resnext_ablate"
 ROOMS: dict[str, set[str]] = {
     # architecture
     "spec": set(),
+    "names": set(),
     "complexity": set(),
     "matching": {"complexity"},
     # records
-    "config": {"matching"},
+    "config": {"matching", "names"},
     "records": set(),
     "tables": {"config", "records"},
     # compute
-    "model": set(),
+    "model": {"names"},
     "images": {"config"},
     "sources": {"config", "images"},
     "data": {"config", "images", "sources"},
@@ -59,6 +60,7 @@ ROOMS: dict[str, set[str]] = {
         "execution",
         "matching",
         "model",
+        "names",
         "records",
         "report",
         "study",
