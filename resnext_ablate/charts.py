@@ -113,7 +113,9 @@ def cardinality_data(
         paper: the paper's rows that match variants (`variant`, `setting`,
             `cardinality`, `paper_difference`, `model`, `source`); may be empty.
     """
-    main = _points(variants, runs, x="cardinality", title=_trend_title(variants))
+    main = _points(
+        variants, runs, x="cardinality", title=_trend_title(variants, comparisons)
+    )
     ours = variants[["variant", "cardinality"]].merge(
         comparisons[["variant", "difference_pct", "ci_low", "ci_high"]],
         on="variant",
@@ -247,7 +249,7 @@ def _points(
     )
 
 
-def _trend_title(variants: pd.DataFrame) -> str:
+def _trend_title(variants: pd.DataFrame, comparisons: pd.DataFrame) -> str:
     known = variants.dropna(subset=["test_error_pct_mean"])
     if len(known) < 2:
         return f"Test error of {_only(known)}"
@@ -262,9 +264,10 @@ def _trend_title(variants: pd.DataFrame) -> str:
             "the highest"
         )
     gap = reference["test_error_pct_mean"].iloc[0] - best["test_error_pct_mean"]
+    verdict = comparisons.set_index("variant")["verdict"][best["variant"]]
     return (
         f"Lowest mean test error{held}: {best['variant']}, {gap:.2f} points below "
-        f"{reference['variant'].iloc[0]}"
+        f"{reference['variant'].iloc[0]} ({verdict})"
     )
 
 

@@ -17,7 +17,8 @@ import typer
 
 from resnext_ablate import __version__, answers, matching, terminal
 from resnext_ablate.matching import Hold
-from resnext_ablate.spec import InputError, ResNeXtSpec, parse_setting, parse_spec
+from resnext_ablate.names import parse_setting, parse_spec
+from resnext_ablate.spec import InputError, ResNeXtSpec
 
 if TYPE_CHECKING:
     from resnext_ablate.study import Outcome

@@ -78,7 +78,7 @@ def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ..
                 len(blocks),
                 blocks[-1].conv3.out_side,
                 blocks[-1].conv3.out_channels,
-                spec.cardinality,
+                spec.cardinalities[stage - 1],
                 spec.bottleneck_widths[stage - 1],
                 _of_convs(tuple(conv for block in blocks for conv in block.convs)),
             )

@@ -25,12 +25,8 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from resnext_ablate.matching import Hold
-from resnext_ablate.spec import (
-    InputError,
-    ResNeXtSpec,
-    parse_setting,
-    parse_spec,
-)
+from resnext_ablate.names import parse_setting, parse_spec
+from resnext_ablate.spec import InputError, ResNeXtSpec
 
 DataName = Literal[
     "digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "imagefolder"

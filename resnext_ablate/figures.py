@@ -432,9 +432,8 @@ def paper_figure(data: PaperData) -> go.Figure:
 
 
 def _known_range(rows: pd.DataFrame, paper: Sequence[float]) -> list[float]:
-    values = rows[["ours", "low", "high"]].to_numpy(dtype=float)
-    known = [*values[~np.isnan(values)], *paper]
-    return style.padded(min(known), max(known), share=0.03)
+    values = [*rows[["ours", "low", "high"]].to_numpy(dtype=float).ravel(), *paper]
+    return style.padded(float(np.nanmin(values)), float(np.nanmax(values)), share=0.03)
 
 
 def _glyph(symbol: str, color: str) -> str:

@@ -148,7 +148,7 @@ def _cost(hold: Hold, image_size: int) -> Callable[[ResNeXtSpec], int]:
 
 
 def _first_block_params(spec: ResNeXtSpec) -> int:
-    return block_params(spec.cardinality, spec.base_width, spec.out_channels[0])
+    return block_params(spec.cardinalities[0], spec.base_width, spec.out_channels[0])
 
 
 def _error_pct(value: int, reference: int) -> float:

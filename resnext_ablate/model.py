@@ -17,14 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resnext_ablate.spec import (
-    Block,
-    Conv,
-    InputError,
-    Layout,
-    ResNeXtSpec,
-    parse_spec,
-)
+from resnext_ablate.names import parse_spec
+from resnext_ablate.spec import Block, Conv, InputError, Layout, ResNeXtSpec
 
 
 class Bottleneck(nn.Module):

@@ -31,7 +31,7 @@ MAX_QUESTIONS = 8
 MAX_EPOCH_ROWS = 20_000
 """A longer table of epochs is not embedded; its files lie beside the report."""
 
-Kind = Literal["text", "count", "number", "verdict"]
+Kind = Literal["text", "count", "number", "p_value", "verdict"]
 
 
 @dataclass(frozen=True)
@@ -86,13 +86,11 @@ _RESULT_COLUMNS = (
     Column("interval", "95 % interval", "text"),
     Column("difference_pct", "difference", signed=True),
     Column("difference_interval", "simultaneous 95 %", "text"),
-    Column("p_corrected", "p corrected", digits=4),
+    Column("p_corrected", "p corrected", "p_value"),
     Column("n", "runs", digits=0),
     Column("macs", "FLOPs", "count"),
     Column("params", "params", "count"),
     Column("time_per_image_ms_mean", "ms per image", digits=3),
-    Column("train_error_pct_mean", "train error (%)"),
-    Column("peak_memory_mib_mean", "peak memory (MiB)", digits=0),
 )
 _CERTIFICATE_COLUMNS = (
     Column("variant", "variant", "text"),
@@ -154,6 +152,7 @@ def render(tables: StudyTables, evidence: Evidence) -> str:
         verdict=evidence.verdict.partition(". ")[0].removesuffix(".") + ".",
         verdict_rest=evidence.verdict.partition(". ")[2],
         open_questions=_open_questions(evidence.comparisons),
+        num_undecided=int((evidence.comparisons["verdict"] == "undecided").sum()),
         num_complete=int((tables.runs["state"] == "complete").sum()),
         num_planned=tables.num_planned,
         num_failed=int((tables.runs["state"] != "complete").sum()),
@@ -219,10 +218,18 @@ def _tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
     return shown
 
 
+_ONLY_IN_CERTIFICATE = {column.key for column in _CERTIFICATE_COLUMNS} - {
+    "variant",
+    "macs",
+    "params",
+}
+
+
 def _results(evidence: Evidence) -> pd.DataFrame:
     """Variants with their comparison in one row each."""
     against = evidence.comparisons.drop(columns=["margin_pct"])
-    rows = evidence.variants.merge(against, on="variant", how="left")
+    rows = evidence.variants.drop(columns=list(_ONLY_IN_CERTIFICATE))
+    rows = rows.merge(against, on="variant", how="left")
     rows["verdict"] = rows["verdict"].astype(object)
     rows.loc[rows["is_reference"].astype(bool), "verdict"] = "reference"
     rows["interval"] = _intervals(
@@ -289,7 +296,11 @@ def _shown(value: str | int | float | bool | None, column: Column) -> str:
         return ""
     if column.kind == "count" and isinstance(value, (int, float)):
         return chart_style.count(float(value))
+    if column.kind == "p_value" and isinstance(value, (int, float)):
+        return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
     if column.kind == "number" and isinstance(value, (int, float)):
-        sign = "+" if column.signed else ""
-        return f"{float(value):{sign},.{column.digits}f}"
+        text = f"{abs(value):,.{column.digits}f}"
+        if float(text.replace(",", "")) == 0:
+            return text
+        return f"{'-' if value < 0 else '+' if column.signed else ''}{text}"
     return str(value)

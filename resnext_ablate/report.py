@@ -70,7 +70,7 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
     complete = tables.runs[tables.runs["state"] == "complete"]
     variants = variants_table(tables.nets, complete)
     found = _compare(tables, complete)
-    comparisons = _comparisons_table(found)
+    comparisons = comparisons_table(found)
     verdict = _verdict(tables, complete, found)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(variants, folder / "variants", provenance=tables.provenance)
@@ -111,6 +111,11 @@ def variants_table(nets: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([table, means], axis=1)
 
 
+def epochs_of(epochs: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
+    """The epochs of complete runs."""
+    return epochs.merge(complete[["variant", "seed"]], on=["variant", "seed"])
+
+
 def _errors(nets: pd.DataFrame, complete: pd.DataFrame) -> dict[str, stats.Floats]:
     by_variant = dict(iter(complete.groupby("variant", observed=True)))
     return {
@@ -135,7 +140,8 @@ def _compare(
     )
 
 
-def _comparisons_table(found: tuple[verdicts.Comparison, ...]) -> pd.DataFrame:
+def comparisons_table(found: tuple[verdicts.Comparison, ...]) -> pd.DataFrame:
+    """One row for each comparison; unknown and uncountable numbers are missing."""
     rows = [dataclasses.asdict(comparison) for comparison in found]
     table = pd.DataFrame(rows, columns=list(_COMPARISON_COLUMNS))
     table["seeds_to_decide"] = table["seeds_to_decide"].replace(math.inf, math.nan)
@@ -247,12 +253,12 @@ def _drawn(
     if paper["variant"].isin(comparisons["variant"]).any():
         beside = charts.paper_data(variants, comparisons, paper=paper)
         drawn.append(_figure("paper", figures.paper_figure, beside))
-    curves = charts.curves_data(tables.epochs, variants)
+    curves = charts.curves_data(epochs_of(tables.epochs, complete), variants)
     if len(curves.curves):
         drawn.append(_figure("curves", figures.curves_figure, curves))
     time = charts.time_data(variants, complete)
     drawn.append(_figure("time", figures.points_figure, time))
-    for currency in charts.CURRENCIES:
+    for currency in charts.CURRENCIES if len(variants) > 1 else ():
         points = charts.complexity_data(variants, complete, currency=currency)
         drawn.append(_figure(f"error-{currency}", figures.points_figure, points))
     return tuple(drawn)

@@ -10,7 +10,6 @@ template width and the bottleneck width both double from stage to stage (Sec. 3.
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
@@ -29,7 +28,8 @@ IMAGENET_STAGE_DEPTHS = {
 """Blocks per stage of the ImageNet nets (Table 1; ResNet-200 of Table 4)."""
 
 _DEFAULT_NUM_CLASSES = {"imagenet": 1000, "cifar": 10}
-_STEM_OF_NUM_STAGES: dict[int, Stem] = {3: "cifar", 4: "imagenet"}
+STEM_OF_NUM_STAGES: dict[int, Stem] = {3: "cifar", 4: "imagenet"}
+"""The stem that a name leaves out; every other number of stages has the CIFAR stem."""
 
 
 class InputError(ValueError):
@@ -118,8 +118,8 @@ class ResNeXtSpec:
 
     stage_depths: tuple[int, ...]
     """Blocks per stage."""
-    cardinality: int
-    """C: groups of the 3x3 convolution, the same in every stage."""
+    cardinality: int | tuple[int, ...]
+    """C: groups of the 3x3 convolution; one for each stage where stages differ."""
     bottleneck_widths: tuple[int, ...]
     """d of each stage: channels per group of its 3x3 convolution."""
     template_width: int = 64
@@ -146,10 +146,12 @@ class ResNeXtSpec:
             object.__setattr__(self, name, values)
             for position, value in enumerate(values, start=1):
                 _check_positive(f"{name}, stage {position}", value)
-        for name in ("cardinality", "template_width", "in_channels", "num_classes"):
+        for name in ("template_width", "in_channels", "num_classes"):
             _check_positive(name, getattr(self, name))
         if not self.stage_depths:
             raise InputError("stage_depths must name at least one stage, got none.")
+        cardinality = _one_if_equal(self.cardinality, self.num_stages)
+        object.__setattr__(self, "cardinality", cardinality)
         if len(self.bottleneck_widths) != len(self.stage_depths):
             raise InputError(
                 "bottleneck_widths must give one width per stage: "
@@ -167,6 +169,13 @@ class ResNeXtSpec:
         return 3 * sum(self.stage_depths) + 2
 
     @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """C of each stage."""
+        if isinstance(self.cardinality, tuple):
+            return self.cardinality
+        return (self.cardinality,) * self.num_stages
+
+    @property
     def base_width(self) -> int:
         """d of stage 1: the 4 of 32x4d."""
         return self.bottleneck_widths[0]
@@ -179,7 +188,8 @@ class ResNeXtSpec:
     @property
     def inner_channels(self) -> tuple[int, ...]:
         """C d of each stage: channels of its 3x3 convolution."""
-        return tuple(self.cardinality * width for width in self.bottleneck_widths)
+        both = zip(self.cardinalities, self.bottleneck_widths, strict=True)
+        return tuple(cardinality * width for cardinality, width in both)
 
     @property
     def out_channels(self) -> tuple[int, ...]:
@@ -197,12 +207,14 @@ class ResNeXtSpec:
     @property
     def setting(self) -> str:
         """Cardinality and width as the paper's tables write them, such as `32x4d`."""
+        same = isinstance(self.cardinality, int)
+        cardinalities = self.cardinalities[:1] if same else self.cardinalities
         widths = (self.base_width,) if self.doubles else self.bottleneck_widths
-        return f"{self.cardinality}x{'.'.join(map(str, widths))}d"
+        return f"{'.'.join(map(str, cardinalities))}x{'.'.join(map(str, widths))}d"
 
     @property
     def name(self) -> str:
-        """The shortest name that `parse_spec` turns back into this spec."""
+        """The shortest name that `names.parse_spec` turns back into this spec."""
         stages = _depth_name(self)
         plain = self.doubles and (self.cardinality, self.base_width) == (
             1,
@@ -211,7 +223,7 @@ class ResNeXtSpec:
         parts = [f"resnet{stages}" if plain else f"resnext{stages}-{self.setting}"]
         if self.template_width != 64:
             parts.append(f"t{self.template_width}")
-        if self.stem != _STEM_OF_NUM_STAGES.get(self.num_stages, "cifar"):
+        if self.stem != STEM_OF_NUM_STAGES.get(self.num_stages, "cifar"):
             parts.append(self.stem)
         if self.in_channels != 3:
             parts.append(f"in{self.in_channels}")
@@ -257,10 +269,13 @@ class ResNeXtSpec:
         head = Head("fc", in_features=channels, out_features=self.num_classes)
         return Layout(stem, has_max_pool, tuple(blocks), head)
 
-    def with_setting(self, cardinality: int, *widths: int) -> ResNeXtSpec:
+    def with_setting(
+        self, cardinality: int | tuple[int, ...], *widths: int
+    ) -> ResNeXtSpec:
         """The same template at another cardinality and width.
 
-        One width is the base width and doubles by stage; else one for each stage.
+        One cardinality holds in every stage; else one for each. One width is the base
+        width and doubles by stage; else one for each stage.
         """
         if len(widths) == 1:
             widths = doubled(widths[0], self.num_stages)
@@ -316,96 +331,6 @@ def _depths_around(depth: int) -> tuple[int, ...]:
     return (max(below), min(above)) if below else (min(above),)
 
 
-_NAME = re.compile(
-    r"(?P<family>(?P<wide>wide_)?resnet|resnext)(?P<stages>\d+(?:\.|(?:\.\d+)*))"
-    r"(?(wide)_2|(?:[-_](?P<cardinality>\d+)x(?P<widths>\d+(?:\.\d+)*)d)?)"
-    r"(?P<suffixes>(?:-[a-z]+\d*)*)"
-)
-_SUFFIX = re.compile(r"-(?P<key>[a-z]+)(?P<value>\d*)")
-_NUMBERED_SUFFIXES = {"t": "template_width", "in": "in_channels", "c": "num_classes"}
-
-
-def parse_spec(name: str) -> ResNeXtSpec:
-    """The net of a name.
-
-    `resnet50`, `resnext50-32x4d`, `resnext29-8x64d`; torchvision's `resnext50_32x4d`
-    and `wide_resnet50_2`. In place of the depth stage depths may stand
-    (`resnext2.3.2-4x8d`; a lone stage keeps its dot, `resnext3.-4x8d`), in place of the
-    width one for each stage (`resnext50-8x14.27.55.108d`). Suffixes where a net departs
-    from the paper's: `-t16` template width, `-in1` in-channels, `-c100` classes,
-    `-cifar` or `-imagenet` stem, `-noshortcut`.
-
-    Raises:
-        InputError: the name does not parse, or the net breaks a rule.
-    """
-    match = _NAME.fullmatch(name.strip())
-    if match is None:
-        raise InputError(
-            f"{name!r} names no net; write resnet50, resnext50-32x4d or "
-            "resnext29-8x64d-t16 (depth, cardinality x base width, template width)."
-        )
-    family, stages = match["family"], match["stages"]
-    if "." in stages:
-        stage_depths = tuple(map(int, stages.removesuffix(".").split(".")))
-    else:
-        stage_depths = stage_depths_of(int(stages))
-    fields = _parse_suffixes(name, match["suffixes"])
-    fields.setdefault("stem", _STEM_OF_NUM_STAGES.get(len(stage_depths), "cifar"))
-    template_width = fields.get("template_width", 64)
-    if match["cardinality"] is not None:
-        cardinality = int(match["cardinality"])
-        widths = tuple(map(int, match["widths"].split(".")))
-    elif family == "resnext":
-        raise InputError(
-            f"{name!r} lacks its cardinality and width, as in resnext{stages}-32x4d."
-        )
-    else:
-        cardinality, widths = 1, (template_width * (2 if match["wide"] else 1),)
-    if len(widths) == 1:
-        widths = doubled(widths[0], len(stage_depths))
-    return ResNeXtSpec(
-        stage_depths=stage_depths,
-        cardinality=cardinality,
-        bottleneck_widths=widths,
-        **fields,
-    )
-
-
-def parse_setting(setting: str) -> tuple[int, tuple[int, ...]]:
-    """Cardinality and widths of a setting such as `32x4d` or `8x14.27.55.108d`.
-
-    Raises:
-        InputError: the text is not of that form.
-    """
-    match = re.fullmatch(r"(\d+)x(\d+(?:\.\d+)*)d?", setting.strip())
-    if match is None:
-        raise InputError(
-            f"{setting!r} is no setting; write cardinality x base width, as in 32x4d."
-        )
-    return int(match[1]), tuple(map(int, match[2].split(".")))
-
-
-def _parse_suffixes(name: str, suffixes: str) -> dict[str, Any]:
-    fields: dict[str, Any] = {}
-    for match in _SUFFIX.finditer(suffixes):
-        key, value = match["key"], match["value"]
-        if key in _NUMBERED_SUFFIXES and value:
-            fields[_NUMBERED_SUFFIXES[key]] = int(value)
-        elif key in _DEFAULT_NUM_CLASSES and not value:
-            fields["stem"] = key
-        elif key == "noshortcut" and not value:
-            fields["shortcut"] = "none"
-        else:
-            raise InputError(
-                f"{name!r} has the unknown suffix {match[0]!r}; known: -t16 (template "
-                "width), -in1 (in-channels), -c100 (classes), -cifar, -imagenet, "
-                "-noshortcut."
-            )
-    if fields.get("num_classes") == 0:
-        raise InputError(f"{name!r}: num_classes must be at least 1, got 0.")
-    return fields
-
-
 def _depth_name(spec: ResNeXtSpec) -> str:
     try:
         named = stage_depths_of(spec.depth)
@@ -430,7 +355,7 @@ def _block(
         return Conv(*paths, stage + 1, ins, outs, kernel, stride, groups, at)
 
     conv1 = conv(1, channels, inner, 1, 1, 1, side)
-    conv2 = conv(2, inner, inner, 3, stride, spec.cardinality, side)
+    conv2 = conv(2, inner, inner, 3, stride, spec.cardinalities[stage], side)
     conv3 = conv(3, inner, out, 1, 1, 1, conv2.out_side)
     has_shortcut = spec.shortcut == "projection"
     projection = None
@@ -448,3 +373,21 @@ def _strided(side: int, stride: int) -> int:
 def _check_positive(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def _one_if_equal(
+    cardinality: int | tuple[int, ...], num_stages: int
+) -> int | tuple[int, ...]:
+    """C checked, and as one number where all stages agree: one net, one spelling."""
+    if not isinstance(cardinality, list | tuple):
+        _check_positive("cardinality", cardinality)
+        return cardinality
+    values = tuple(cardinality)
+    if len(values) != num_stages:
+        raise InputError(
+            "cardinality must be one number, or one for each stage: "
+            f"{num_stages} stages, got {len(values)} cardinalities {values}."
+        )
+    for position, value in enumerate(values, start=1):
+        _check_positive(f"cardinality, stage {position}", value)
+    return values[0] if len(set(values)) == 1 else values

@@ -89,7 +89,7 @@ def _nets_frame(plan: Plan) -> pd.DataFrame:
             {
                 "variant": net.variant,
                 "name": net.name,
-                "cardinality": spec.cardinality,
+                "cardinality": spec.cardinalities[0],  # of stage 1, as the base width
                 "base_width": spec.base_width,
                 "bottleneck_widths": ",".join(map(str, spec.bottleneck_widths)),
                 "depth": spec.depth,
@@ -111,7 +111,7 @@ def _runs_frame(study: str, plan: Plan, runs: Sequence[RunRecord]) -> pd.DataFra
                 "study": study,
                 "variant": run.variant,
                 "name": net.name,
-                "cardinality": spec.cardinality,
+                "cardinality": spec.cardinalities[0],  # of stage 1, as the base width
                 "base_width": spec.base_width,
                 "depth": spec.depth,
                 "template_width": spec.template_width,

@@ -112,18 +112,14 @@ def train(
 ) -> RunResult:
     """Trains a net and scores the test split once, with the last epoch's weights.
 
-    The seed gives the initial weights, and apart from them the order, crops and
-    mirrorings of the images, which are the same for every net.
-
     Args:
         spec: the net; must fit the data set.
         config: how to train. Precision "auto" is resolved here on its own.
         data_config: padding of the crops and whether to mirror.
         dataset: on the same device.
-        seed: at least 0.
+        seed: gives the weights, and the same draws of images for every net.
         device: where to train. On a CPU the caller sets the number of threads.
-        deterministic: the same seed gives the same numbers on the same hardware. Where
-            torch has no such kernel it warns.
+        deterministic: same seed, same numbers on the same hardware.
         on_epoch: told each epoch's metrics. What it raises ends the run.
 
     Raises:
@@ -132,12 +128,9 @@ def train(
     """
     _check_fit(spec, dataset=dataset)
     precision = resolve_precision(config.precision, device=device)
-    weights = torch.Generator().manual_seed(_weights_seed(seed))
     reset_peak_memory(device)
     with kernel_choice(deterministic=deterministic):
-        model = build(spec, generator=weights).to(device)
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = _initial_model(spec, seed=seed, device=device, config=config)
         run = _Run(
             model=model,
             optimizer=make_optimizer(model, config=config),
@@ -153,19 +146,29 @@ def train(
             epochs.append(_run_epoch(run, epoch=epoch))
             on_epoch(epochs[-1])
         test = _evaluate(run, dataset.test, name="test", epoch=config.epochs)
-    train_time_s = sum(metrics.time_s for metrics in epochs)
+    time_s = sum(metrics.time_s for metrics in epochs)
     images = _steps_per_epoch(run) * _batch_size(run) * config.epochs
     return RunResult(
         epochs=tuple(epochs),
         test_loss=test.loss,
         test_error_pct=test.error_pct,
-        train_time_s=train_time_s,
-        images_per_s=images / train_time_s,
+        train_time_s=time_s,
+        images_per_s=images / time_s,
         peak_memory_mib=peak_memory_mib(device),
         device=device_name(device),
         precision=precision,
         correct=test.correct,
     )
+
+
+def _initial_model(
+    spec: ResNeXtSpec, *, seed: int, device: torch.device, config: TrainConfig
+) -> nn.Module:
+    weights = torch.Generator().manual_seed(_weights_seed(seed))
+    model = build(spec, generator=weights).to(device)
+    if config.channels_last:
+        return model.to(memory_format=torch.channels_last)
+    return model
 
 
 def learning_rate(config: TrainConfig, *, step: int, steps_per_epoch: int) -> float:

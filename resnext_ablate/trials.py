@@ -197,7 +197,7 @@ def _trial(
         state=state,
         value=value,
         params={
-            "cardinality": spec.cardinality,
+            "cardinality": spec.cardinalities[0],  # of stage 1, as the base width
             "base_width": spec.base_width,
             "template_width": spec.template_width,
             "depth": spec.depth,

@@ -46,7 +46,7 @@ class Comparison:
     """Smallest true difference that these runs would have shown 4 times out of 5."""
     seeds_to_decide: float
     """Seeds for each variant that would decide if the difference seen were the true
-    one; infinite for more than `stats.MAX_SEEDS`, NaN where nothing is open or known."""
+    one; infinite for more than `MAX_SEEDS`, NaN where nothing is open or known."""
     verdict: str
     explanation: str
 
@@ -222,12 +222,15 @@ def _best_sentence(comparisons: Sequence[Comparison]) -> str:
     best = min(
         (c for c in comparisons if c.verdict == "better"), key=lambda c: c.difference
     )
+    runs = f"{best.num_variant} runs each"
+    if best.num_variant != best.num_reference:
+        runs = f"{best.num_variant} against {best.num_reference} runs"
     others = [c for c in comparisons if c is not best]
     rest = f" Of the others, {_counts(others)}." if others else ""
     return (
         f"{best.variant} has {-best.difference:.2f} points less test error than "
         f"{best.reference} (95 % interval {-best.high:.2f} to {-best.low:.2f}, "
-        f"{best.num_variant} against {best.num_reference} runs).{rest}"
+        f"{runs}).{rest}"
     )
 
 

@@ -42,9 +42,9 @@ def _specs_with(
     template_width = draw(st.one_of(st.just(64), st.integers(1, 2 * largest)))
     if largest < 64:
         template_width = min(template_width, 2 * largest)
-    cardinality = draw(st.one_of(st.just(1), st.integers(1, largest)))
     number = st.integers(1, largest)
     free = st.lists(number, min_size=len(depths), max_size=len(depths)).map(tuple)
+    cardinality = draw(st.one_of(st.just(1), number, free))
     base = st.one_of(st.just(template_width), number)
     doubling = base.map(lambda width: tuple(width << n for n in range(len(depths))))
     return ResNeXtSpec(

@@ -12,14 +12,15 @@ PACKAGE = Path(__file__).parents[1] / "resnext_ablate"
 ROOMS: dict[str, set[str]] = {
     # architecture
     "spec": set(),
+    "names": set(),
     "complexity": set(),
     "matching": {"complexity"},
     # records
-    "config": {"matching"},
+    "config": {"matching", "names"},
     "records": set(),
     "tables": {"config", "records"},
     # compute
-    "model": set(),
+    "model": {"names"},
     "hardware": set(),
     "images": {"config", "hardware"},
     "sources": {"config", "images"},
@@ -41,10 +42,12 @@ ROOMS: dict[str, set[str]] = {
     },
     # evidence
     "stats": set(),
+    "verdicts": {"stats"},
     "chart_style": set(),
-    "charts": {"chart_style", "stats"},
+    "charts": {"chart_style"},
+    "figures": {"chart_style", "charts"},
     "page": {"chart_style", "tables"},
-    "report": {"charts", "page", "stats", "tables"},
+    "report": {"charts", "figures", "page", "stats", "tables", "verdicts"},
     # face
     "answers": {
         "complexity",
@@ -62,6 +65,7 @@ ROOMS: dict[str, set[str]] = {
         "execution",
         "matching",
         "model",
+        "names",
         "records",
         "report",
         "study",
@@ -79,7 +83,7 @@ KEEPERS = {
     "optuna": {"trials", "schedule"},
     "fvcore": {"model"},
     "pydantic": {"config"},
-    "plotly": {"chart_style", "charts", "page", "report"},
+    "plotly": {"chart_style", "figures", "page", "report"},
     "typer": {"cli"},
     "rich": {"terminal"},
 }

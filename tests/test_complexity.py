@@ -19,7 +19,8 @@ from resnext_ablate.complexity import (
     stage_table,
 )
 from resnext_ablate.model import ResNeXt, measure_fvcore
-from resnext_ablate.spec import InputError, ResNeXtSpec, parse_spec
+from resnext_ablate.names import parse_spec
+from resnext_ablate.spec import InputError, ResNeXtSpec
 
 PAPER = tuple(
     csv.DictReader(
@@ -201,7 +202,7 @@ def test_block_params_are_of_the_layout(spec: ResNeXtSpec) -> None:
     ]
     # The first 1x1 mirrors the last where the block keeps its channels.
     expected = weights[0] + 2 * weights[1]
-    assert expected == block_params(spec.cardinality, spec.base_width, channels)
+    assert expected == block_params(spec.cardinalities[0], spec.base_width, channels)
 
 
 def test_small_image_is_refused() -> None:

@@ -11,7 +11,8 @@ from strategies import small_specs
 
 from resnext_ablate.complexity import block_params, complexity
 from resnext_ablate.matching import Hold, Match, certify, match
-from resnext_ablate.spec import InputError, ResNeXtSpec, parse_spec
+from resnext_ablate.names import parse_spec
+from resnext_ablate.spec import InputError, ResNeXtSpec
 
 HOLDS: tuple[Hold, ...] = ("block_params", "macs", "params")
 PAPER_CARDINALITIES = (1, 2, 4, 8, 32)
@@ -37,7 +38,9 @@ def _match(
 
 def _cost(spec: ResNeXtSpec, hold: Hold, image_size: int) -> int:
     if hold == "block_params":
-        return block_params(spec.cardinality, spec.base_width, spec.out_channels[0])
+        return block_params(
+            spec.cardinalities[0], spec.base_width, spec.out_channels[0]
+        )
     cost = complexity(spec, image_size)
     return cost.macs if hold == "macs" else cost.params
 
@@ -141,10 +144,10 @@ def test_nearest_of_all_widths(
 @given(reference=small_specs(), hold=st.sampled_from(HOLDS))
 def test_a_net_matches_itself(reference: ResNeXtSpec, hold: Hold) -> None:
     """A net whose width doubles is its own match, with no error in any currency."""
-    template = reference.with_setting(reference.cardinality, reference.base_width)
+    template = reference.with_setting(reference.cardinalities[0], reference.base_width)
     (found,) = match(
         template,
-        cardinalities=(template.cardinality,),
+        cardinalities=template.cardinalities[:1],
         hold=hold,
         tolerance_pct=1e-9,
         image_size=64,

@@ -18,7 +18,8 @@ from resnext_ablate.model import (
     load_weights,
     measure_fvcore,
 )
-from resnext_ablate.spec import InputError, ResNeXtSpec, parse_spec
+from resnext_ablate.names import parse_spec
+from resnext_ablate.spec import InputError, ResNeXtSpec
 
 TORCHVISION_NAMES = (
     "resnet50",

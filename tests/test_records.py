@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from resnext_ablate import records, tables
+from resnext_ablate.names import parse_spec
 from resnext_ablate.records import EpochRecord, RunRecord
-from resnext_ablate.spec import InputError, parse_spec
+from resnext_ablate.spec import InputError
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

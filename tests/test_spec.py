@@ -10,12 +10,11 @@ import pytest
 from hypothesis import given
 from strategies import any_specs
 
+from resnext_ablate.names import parse_setting, parse_spec
 from resnext_ablate.spec import (
     InputError,
     ResNeXtSpec,
     doubled,
-    parse_setting,
-    parse_spec,
     spec_from_dict,
     stage_depths_of,
 )
@@ -51,12 +50,22 @@ def test_json_round_trip(spec: ResNeXtSpec) -> None:
         ("resnext2.3.2-4x8d", (2, 3, 2), 4, (8, 16, 32), 64, "cifar"),
         ("resnext3.-4x8d", (3,), 4, (8,), 64, "cifar"),
         ("resnext50-8x14.27.55.108d", (3, 4, 6, 3), 8, (14, 27, 55, 108), 64, None),
+        (
+            "resnext50-8.16.32.32x1d",
+            (3, 4, 6, 3),
+            (8, 16, 32, 32),
+            (1, 2, 4, 8),
+            64,
+            None,
+        ),
+        ("resnext11-4.4.4x3d", (1, 1, 1), 4, (3, 6, 12), 64, "cifar"),
+        ("resnext11-4.2.1x3.4.5d", (1, 1, 1), (4, 2, 1), (3, 4, 5), 64, "cifar"),
     ],
 )
 def test_names_parse(
     name: str,
     depths: tuple[int, ...],
-    cardinality: int,
+    cardinality: int | tuple[int, ...],
     widths: tuple[int, ...],
     template_width: int,
     stem: str | None,
@@ -101,6 +110,8 @@ def test_suffixes_parse() -> None:
         ("resnext50-4x0d", "bottleneck_widths, stage 1 must be .* got 0"),
         ("resnext1.0.1-4x4d", "stage_depths, stage 2 must be .* got 0"),
         ("resnext50-8x4.8d", "one width per stage: 4 stages .* got 2 widths"),
+        ("resnext50-8.16x4d", "one for each stage: 4 stages, got 2 card.* \\(8, 16\\)"),
+        ("resnext11-8.0.8x4d", "cardinality, stage 2 must be .* got 0"),
         ("resnet51", "got 51; nearest: 50 or 56"),
     ],
 )
@@ -129,7 +140,12 @@ def test_nearest_depths(depth: int, nearest: str) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "expected"),
-    [("32x4d", (32, (4,))), ("2x40", (2, (40,))), ("8x14.27d", (8, (14, 27)))],
+    [
+        ("32x4d", (32, (4,))),
+        ("2x40", (2, (40,))),
+        ("8x14.27d", (8, (14, 27))),
+        ("8.16x14d", ((8, 16), (14,))),
+    ],
 )
 def test_settings_parse(setting: str, expected: tuple[int, tuple[int, ...]]) -> None:
     """A setting gives cardinality and widths."""
@@ -225,3 +241,20 @@ def test_with_setting() -> None:
     assert parse_spec("resnext29-4x6d-t16") == spec.with_setting(4, 6)
     assert spec.with_setting(4, 5, 6, 7).bottleneck_widths == (5, 6, 7)
     assert doubled(3, 4) == (3, 6, 12, 24)
+
+
+def test_cardinality_of_each_stage() -> None:
+    """Stages may differ in cardinality; where all agree it is kept as one number."""
+    spec = parse_spec("resnext50-8.16.32.32x14d")
+    assert spec.inner_channels == (112, 448, 1792, 3584)
+    assert spec.name == "resnext50-8.16.32.32x14d"
+    groups = {
+        conv.stage: conv.groups
+        for conv in spec.layout(224).convs[1:]
+        if conv.kernel_size == 3
+    }
+    assert groups == {1: 8, 2: 16, 3: 32, 4: 32}
+    same = spec.with_setting((8, 8, 8, 8), 14)
+    assert same.cardinality == 8
+    assert same.cardinalities == (8, 8, 8, 8)
+    assert same == parse_spec("resnext50-8x14d")

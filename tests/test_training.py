@@ -18,8 +18,9 @@ from resnext_ablate import data, hardware, training
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import DataInfo, Dataset, Split
 from resnext_ablate.model import build
+from resnext_ablate.names import parse_spec
 from resnext_ablate.sources import CACHE_VARIABLE
-from resnext_ablate.spec import InputError, parse_spec
+from resnext_ablate.spec import InputError
 from resnext_ablate.training import EpochMetrics, NonFiniteLossError, RunResult
 
 CPU = torch.device("cpu")
