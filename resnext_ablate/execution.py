@@ -193,9 +193,9 @@ def execute(
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     epochs: list[EpochRecord] = []
 
-    def keep(metrics: training.EpochMetrics) -> None:
-        epochs.append(EpochRecord(**dataclasses.asdict(metrics)))
-        on_epoch(epochs[-1])
+    def keep(epoch: EpochRecord) -> None:
+        epochs.append(epoch)
+        on_epoch(epoch)
 
     def ended(state: records.RunState, reason: str) -> RunRecord:
         return RunRecord(

@@ -83,17 +83,22 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One epoch of one run. Errors are percent wrong, time in seconds."""
+    """One epoch of one run. Errors are percent wrong; times are of its training part."""
 
     epoch: int
+    """From 1."""
     train_loss: float
+    """As minimised, label smoothing included, on augmented batches as they passed."""
     train_error_pct: float
+    """On the same augmented batches."""
     val_loss: float
     val_error_pct: float
     learning_rate: float
+    """At the last step."""
     time_s: float
     images_per_s: float
     peak_memory_mib: float
+    """Largest since the run began: of tensors on CUDA, of the process on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)

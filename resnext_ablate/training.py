@@ -37,6 +37,7 @@ from resnext_ablate.hardware import (
     synchronised_time_s,
 )
 from resnext_ablate.model import build
+from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
 _CUDA_CHECK_INTERVAL = 100
@@ -46,30 +47,10 @@ _EVAL_BATCH_FACTOR = 4
 
 
 @dataclass(frozen=True)
-class EpochMetrics:
-    """What one epoch gave. Times are of its training part."""
-
-    epoch: int
-    """From 1."""
-    train_loss: float
-    """As minimised, label smoothing included, on augmented batches as they passed."""
-    train_error_pct: float
-    """On the same augmented batches."""
-    val_loss: float
-    val_error_pct: float
-    learning_rate: float
-    """At the last step."""
-    time_s: float
-    images_per_s: float
-    peak_memory_mib: float
-    """Largest since the run began: of tensors on CUDA, of the process on a CPU."""
-
-
-@dataclass(frozen=True)
 class RunResult:
     """A finished run."""
 
-    epochs: tuple[EpochMetrics, ...]
+    epochs: tuple[EpochRecord, ...]
     test_loss: float
     test_error_pct: float
     train_time_s: float
@@ -108,7 +89,7 @@ def train(
     seed: int,
     device: torch.device,
     deterministic: bool,
-    on_epoch: Callable[[EpochMetrics], None],
+    on_epoch: Callable[[EpochRecord], None],
 ) -> RunResult:
     """Trains a net and scores the test split once, with the last epoch's weights.
 
@@ -238,11 +219,11 @@ class _Passed:
     time_s: float
 
 
-def _run_epoch(run: _Run, *, epoch: int) -> EpochMetrics:
+def _run_epoch(run: _Run, *, epoch: int) -> EpochRecord:
     passed = _train_epoch(run, epoch=epoch)
     val = _evaluate(run, run.dataset.val, name="validation", epoch=epoch)
     steps = _steps_per_epoch(run)
-    return EpochMetrics(
+    return EpochRecord(
         epoch=epoch,
         train_loss=passed.loss,
         train_error_pct=passed.error_pct,

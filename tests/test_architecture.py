@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "images": {"config", "hardware"},
     "sources": {"config", "images"},
     "data": {"config", "images", "sources"},
-    "training": {"config", "data", "hardware", "model"},
+    "training": {"config", "data", "hardware", "model", "records"},
     "execution": {"config", "data", "records", "training"},
     "trials": {"records"},
     "schedule": {"config", "execution", "records", "trials"},

@@ -19,9 +19,10 @@ from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import DataInfo, Dataset, Split
 from resnext_ablate.model import build
 from resnext_ablate.names import parse_spec
+from resnext_ablate.records import EpochRecord
 from resnext_ablate.sources import CACHE_VARIABLE
 from resnext_ablate.spec import InputError
-from resnext_ablate.training import EpochMetrics, NonFiniteLossError, RunResult
+from resnext_ablate.training import NonFiniteLossError, RunResult
 
 CPU = torch.device("cpu")
 AUGMENTED = DataConfig(name="digits", crop_padding=1)
@@ -262,7 +263,7 @@ def test_the_first_loss_is_torchs_smoothed_cross_entropy(smoothing: float) -> No
 
 def test_a_run_learns_digits(digits: Dataset) -> None:
     """A small net reaches less than 10 % test error on real digits within seconds."""
-    told: list[EpochMetrics] = []
+    told: list[EpochRecord] = []
     result = _train(
         _config(
             epochs=6,
@@ -342,7 +343,7 @@ def test_the_test_split_is_scored_once_at_the_end() -> None:
     sealed: Any = _Sealed(dataset.test)
     dataset = dataclasses.replace(dataset, test=sealed)
 
-    def on_epoch(metrics: EpochMetrics) -> None:
+    def on_epoch(metrics: EpochRecord) -> None:
         sealed.is_open = metrics.epoch == 3
 
     _train(_config(epochs=3), dataset=dataset, on_epoch=on_epoch)
@@ -352,7 +353,7 @@ def test_the_test_split_is_scored_once_at_the_end() -> None:
 def test_what_on_epoch_raises_ends_the_run() -> None:
     """A pruner's exception passes through, and switches are put back."""
 
-    def stop(metrics: EpochMetrics) -> None:
+    def stop(metrics: EpochRecord) -> None:
         assert torch.are_deterministic_algorithms_enabled()
         raise KeyError("pruned")
 
