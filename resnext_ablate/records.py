@@ -83,7 +83,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class EpochRecord:
-    """One epoch of one run. Errors are percent wrong; times are of its training part."""
+    """One epoch of one run. Errors are percent wrong, times of its training part."""
 
     epoch: int
     """From 1."""
