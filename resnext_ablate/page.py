@@ -29,7 +29,9 @@ MAX_ROWS_SHOWN = 100
 """Rows of a table on the page at once; sorting and filtering reach all of them."""
 MAX_QUESTIONS = 8
 MAX_EPOCH_ROWS = 20_000
-"""A longer table of epochs is not embedded; its files lie beside the report."""
+MAX_PACKED = 2_300_000
+"""Characters of packed data. A table of epochs that is longer than the one or takes the
+page beyond the other is not embedded; its files lie beside the report."""
 
 Kind = Literal["text", "count", "number", "p_value", "verdict"]
 
@@ -140,11 +142,11 @@ _EPOCH_COLUMNS = (
 def render(tables: StudyTables, evidence: Evidence) -> str:
     """The whole page as text."""
     shown = _tables(tables, evidence)
-    payload = {
-        "figures": {f.key: _figure_value(f.figure) for f in evidence.figures},
-        "themes": {scheme: chart_style.template(scheme) for scheme in _SCHEMES},
-        "tables": {table.key: _table_value(table) for table in shown},
-    }
+    plotly = _packed(get_plotlyjs())
+    payload = _payload(evidence, shown)
+    if len(plotly) + len(payload) > MAX_PACKED:
+        shown = [table for table in shown if table.key != "epochs"]
+        payload = _payload(evidence, shown)
     template = _environment().get_template("report.html")
     return template.render(
         study=tables.study,
@@ -163,8 +165,8 @@ def render(tables: StudyTables, evidence: Evidence) -> str:
         provenance=tables.provenance,
         study_file=tables.config.to_toml(),
         max_rows=MAX_ROWS_SHOWN,
-        payload=_packed(json.dumps(payload, allow_nan=False)),
-        plotly=_packed(get_plotlyjs()),
+        payload=payload,
+        plotly=plotly,
     )
 
 
@@ -195,6 +197,15 @@ def _environment() -> jinja2.Environment:
 def _csp_hash(script: str) -> Markup:
     digest = hashlib.sha256(str(script).encode()).digest()
     return Markup(f"'sha256-{base64.b64encode(digest).decode()}'")
+
+
+def _payload(evidence: Evidence, tables: Sequence[Table]) -> str:
+    value = {
+        "figures": {f.key: _figure_value(f.figure) for f in evidence.figures},
+        "themes": {scheme: chart_style.template(scheme) for scheme in _SCHEMES},
+        "tables": {table.key: _table_value(table) for table in tables},
+    }
+    return _packed(json.dumps(value, allow_nan=False))
 
 
 def _packed(text: str) -> str:

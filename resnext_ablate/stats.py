@@ -5,6 +5,10 @@ reference, and the error rate of 5 % holds for all comparisons together. Where t
 spreads agree, the test is Dunnett's (1955, doi 10.2307/2281208) on the pooled spread;
 where they do not (Bartlett's test, p < 0.05), Welch's with Holm's correction. Which of
 the two hangs on the spreads alone, never on the means.
+
+Simulated (six equal variants, 3,000 studies): false claims in 5.2, 5.2 and 4.9 % at
+3, 5 and 10 seeds. Where one of them scatters five times more (300 studies): 13 to 15 %
+at 3 seeds, too few for Bartlett's test to notice, and 3 to 6 % at 5.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import optimize, special, stats
 
 ALPHA = 0.05
-"""How often, at most, a study may claim at least one difference that is not there."""
+"""How often a study may claim at least one difference that is not there."""
 POWER = 0.8
 MAX_SEEDS = 100
 """More seeds than this are not counted out, only called "more than 100"."""

@@ -68,6 +68,7 @@ def test_noisy_runs_are_undecided() -> None:
         ([5.0, 5.1], [], "no complete run of other"),
         ([], [4.0, 4.1], "no complete run of base"),
         ([5.0, 5.0, 5.0], [4.0, 4.0, 4.0], "equal values"),
+        ([0.3, 0.3, 0.3], [0.1, 0.1, 0.1], "equal values"),
     ],
 )
 def test_no_spread_no_claim(base: list[float], other: list[float], why: str) -> None:
@@ -103,7 +104,7 @@ def test_single_runs_do_not_disturb_the_others() -> None:
 def test_null_studies_are_rarely_claimed(num_seeds: int) -> None:
     """Six equal variants: a sentence that claims a difference in about 5 % at most."""
     rng = np.random.default_rng(20)
-    num_studies = 1000
+    num_studies = 600
     false = 0
     for _ in range(num_studies):
         runs = {
@@ -113,7 +114,7 @@ def test_null_studies_are_rarely_claimed(num_seeds: int) -> None:
         found = compare(runs, reference="base", margin=0.5)
         text = study_verdict(runs, found, reference="base", setting=SETTING)
         false += "less test error" in text or "worse" in text
-    # Two standard errors of the simulation above 5 %; plain t-tests reach 18 %.
+    # At most two standard errors of the simulation above 5 %; plain t-tests reach 18 %.
     assert false / num_studies < 0.05 + 2 * math.sqrt(0.05 * 0.95 / num_studies)
 
 
