@@ -177,7 +177,7 @@ class Schedule:
             self._tell_progress(note=f"{note}; trying again ({deaths} of {limit})")
         else:
             records.write_run(
-                self._failed_run(attempt, f"{reason} in {deaths} attempts"),
+                self._failed_run(attempt, f"{reason} (attempt {deaths} of {limit})"),
                 self._folder,
             )
             self._settle(index)
