@@ -6,9 +6,11 @@ Activations are the outputs of all convolutions.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from resnext_ablate.spec import Conv, Layout, ResNeXtSpec
+from resnext_ablate.shapes import Conv, Layout, Norm
+from resnext_ablate.spec import ResNeXtSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def complexity(spec: ResNeXtSpec, image_size: int) -> Complexity:
         InputError: the image is smaller than the net's total stride.
     """
     layout = spec.layout(image_size)
-    return _of_convs(layout.convs) + _of_head(layout)
+    return _of_convs(layout.convs) + _of_norms(layout.norms) + _of_head(layout)
 
 
 def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ...]:
@@ -67,7 +69,7 @@ def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ..
             layout.stem.out_channels,
             None,
             None,
-            _of_convs((layout.stem,)),
+            _of_convs((layout.stem,)) + _of_norms((layout.stem_norm,)),
         )
     ]
     for stage in range(1, spec.num_stages + 1):
@@ -76,15 +78,18 @@ def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ..
             StageComplexity(
                 f"stage {stage}",
                 len(blocks),
-                blocks[-1].conv3.out_side,
-                blocks[-1].conv3.out_channels,
+                blocks[-1].out_side,
+                blocks[-1].out_channels,
                 spec.cardinalities[stage - 1],
                 spec.bottleneck_widths[stage - 1],
-                _of_convs(tuple(conv for block in blocks for conv in block.convs)),
+                _of_convs(conv for block in blocks for conv in block.convs)
+                + _of_norms(norm for block in blocks for norm in block.norms),
             )
         )
+    before_head = () if layout.last_norm is None else (layout.last_norm,)
+    head_cost = _of_norms(before_head) + _of_head(layout)
     head = StageComplexity(
-        "head", 0, 1, layout.head.out_features, None, None, _of_head(layout)
+        "head", 0, 1, layout.head.out_features, None, None, head_cost
     )
     return (*rows, head)
 
@@ -98,20 +103,24 @@ def block_params(cardinality: int, bottleneck_width: int, block_channels: int) -
     return cardinality * (2 * block_channels * width + 9 * width * width)
 
 
-def _of_convs(convs: tuple[Conv, ...]) -> Complexity:
+def _of_convs(convs: Iterable[Conv]) -> Complexity:
     total = Complexity(0, 0, 0, 0)
     for conv in convs:
-        weights = (
-            conv.kernel_size**2 * conv.in_channels * conv.out_channels // conv.groups
-        )
+        weights = conv.num_weights * conv.branches
+        biases = conv.out_channels * conv.branches if conv.has_bias else 0
         positions = conv.out_side**2
         total += Complexity(
             macs=weights * positions,
-            params=weights + 2 * conv.out_channels,
-            params_without_bn=weights,
-            activations=conv.out_channels * positions,
+            params=weights + biases,
+            params_without_bn=weights + biases,
+            activations=conv.out_channels * conv.branches * positions,
         )
     return total
+
+
+def _of_norms(norms: Iterable[Norm]) -> Complexity:
+    scales_and_shifts = sum(2 * norm.channels * norm.branches for norm in norms)
+    return Complexity(0, scales_and_shifts, 0, 0)
 
 
 def _of_head(layout: Layout) -> Complexity:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -193,7 +194,8 @@ def test_block_params_of_table_2(setting: tuple[int, int], params: int) -> None:
 
 @given(spec=small_specs())
 def test_block_params_are_of_the_layout(spec: ResNeXtSpec) -> None:
-    """Eq. 4 counts a stage-1 block whose shape does not change."""
+    """Eq. 4 counts a stage-1 bottleneck whose shape does not change."""
+    spec = replace(spec, block="bottleneck", block_form="c")
     channels = spec.out_channels[0]
     convs = spec.layout(spec.total_stride).blocks[0].convs[1:3]
     weights = [
