@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from resnext_ablate.spec import Conv, Layout, ResNeXtSpec
+from resnext_ablate.spec import Conv, Head, ResNeXtSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ def complexity(spec: ResNeXtSpec, image_size: int) -> Complexity:
         InputError: the image is smaller than the net's total stride.
     """
     layout = spec.layout(image_size)
-    return _of_convs(layout.convs) + _of_head(layout)
+    return convs_complexity(layout.convs) + head_complexity(layout.head)
 
 
 def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ...]:
@@ -67,7 +67,7 @@ def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ..
             layout.stem.out_channels,
             None,
             None,
-            _of_convs((layout.stem,)),
+            convs_complexity((layout.stem,)),
         )
     ]
     for stage in range(1, spec.num_stages + 1):
@@ -80,11 +80,13 @@ def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ..
                 blocks[-1].conv3.out_channels,
                 spec.cardinalities[stage - 1],
                 spec.bottleneck_widths[stage - 1],
-                _of_convs(tuple(conv for block in blocks for conv in block.convs)),
+                convs_complexity(
+                    tuple(conv for block in blocks for conv in block.convs)
+                ),
             )
         )
     head = StageComplexity(
-        "head", 0, 1, layout.head.out_features, None, None, _of_head(layout)
+        "head", 0, 1, layout.head.out_features, None, None, head_complexity(layout.head)
     )
     return (*rows, head)
 
@@ -98,7 +100,8 @@ def block_params(cardinality: int, bottleneck_width: int, block_channels: int) -
     return cardinality * (2 * block_channels * width + 9 * width * width)
 
 
-def _of_convs(convs: tuple[Conv, ...]) -> Complexity:
+def convs_complexity(convs: tuple[Conv, ...]) -> Complexity:
+    """Sum over convolutions, each with its batch normalisation."""
     total = Complexity(0, 0, 0, 0)
     for conv in convs:
         weights = (
@@ -114,8 +117,8 @@ def _of_convs(convs: tuple[Conv, ...]) -> Complexity:
     return total
 
 
-def _of_head(layout: Layout) -> Complexity:
-    head = layout.head
+def head_complexity(head: Head) -> Complexity:
+    """Of the classifier; its outputs are no activations of convolutions."""
     weights = head.in_features * head.out_features
     params = weights + head.out_features
     return Complexity(weights, params, params, 0)
