@@ -108,15 +108,13 @@ class Block:
     a pre-activation stage."""
 
     @property
-    def convs(self) -> tuple[Conv, ...]:
+    def layers(self) -> tuple[Conv | Norm, ...]:
         """Main path first, then the projection."""
-        both = (*self.steps, *self.projection)
-        return tuple(step for step in both if isinstance(step, Conv))
+        return (*self.steps, *self.projection)
 
     @property
-    def norms(self) -> tuple[Norm, ...]:
-        both = (*self.steps, *self.projection)
-        return tuple(step for step in both if isinstance(step, Norm))
+    def convs(self) -> tuple[Conv, ...]:
+        return tuple(layer for layer in self.layers if isinstance(layer, Conv))
 
     @property
     def out_side(self) -> int:
@@ -152,10 +150,15 @@ class Layout:
 
     @property
     def norms(self) -> tuple[Norm, ...]:
-        """All batch norms in forward order, those of projections behind their block."""
-        inner = (norm for block in self.blocks for norm in block.norms)
+        """All batch norms, those of the ends first."""
+        layers = (*self.ends, *(one for block in self.blocks for one in block.layers))
+        return tuple(layer for layer in layers if isinstance(layer, Norm))
+
+    @property
+    def ends(self) -> tuple[Conv | Norm, ...]:
+        """The layers outside of blocks, but for the head."""
         last = () if self.last_norm is None else (self.last_norm,)
-        return (self.stem_norm, *inner, *last)
+        return (self.stem, self.stem_norm, *last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,6 +15,7 @@ ROOMS: dict[str, set[str]] = {
     "spec": set(),
     "names": set(),
     "complexity": set(),
+    "costs": {"complexity"},
     "matching": {"complexity"},
     # records
     "config": {"matching", "names"},
