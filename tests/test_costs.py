@@ -18,7 +18,7 @@ from resnext_ablate.model import measure_fvcore
 from resnext_ablate.names import parse_spec
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
-# In the from-scratch net a stage's cost depends on its neighbour: none to count at once.
+# In the from-scratch net a stage costs what its neighbour decides.
 PAPER_NETS = any_specs().filter(lambda spec: spec.family == "paper")
 
 
@@ -178,6 +178,6 @@ def test_node_grid_is_not_special() -> None:
 
 
 def test_from_scratch_is_not_counted_at_once() -> None:
-    """Where a stage's cost depends on its neighbour, that is said and not miscounted."""
+    """A stage whose cost depends on its neighbour is refused, not miscounted."""
     with pytest.raises(InputError, match="depends on the stages beside it"):
         net_costs(parse_spec("from_scratch-32x4d"), 224)
