@@ -62,6 +62,13 @@ class InputError(ValueError):
     """
 
 
+class MissingExtraError(RuntimeError):
+    """An optional package is not installed: says which, and how to install it.
+
+    The command line prints it as one message and exits with code 4.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResNeXtSpec:
     """A ResNeXt, checked on construction.
