@@ -65,7 +65,7 @@ def of_net(spec: ResNeXtSpec, *, image_size: int, fvcore: FvcoreCount) -> Answer
             "bottleneck_widths": spec.bottleneck_widths,
             **asdict(total),
             "fvcore": asdict(fvcore),
-            "unheld": unheld,
+            "not_held_at": unheld,
             "stages": [_stage_value(asdict(row)) for row in stages],
         },
         opening=f"{spec.name}: {spec.depth} layers, {image_size} x {image_size} pixels",
