@@ -14,6 +14,7 @@ from resnext_ablate.spec import ResNeXtSpec
 if TYPE_CHECKING:
     import pandas as pd
 
+    from resnext_ablate.interop import Exported
     from resnext_ablate.model import FvcoreCount
     from resnext_ablate.records import Plan, RunRecord
     from resnext_ablate.report import ReportFiles
@@ -54,6 +55,7 @@ def of_net(spec: ResNeXtSpec, *, image_size: int, fvcore: FvcoreCount) -> Answer
     )
     sums = (f"{total.macs:,}", f"{total.params:,}", f"{total.activations:,}")
     agrees = "equal" if fvcore.conv_linear == total.macs else "DIFFERENT"
+    unheld = _unheld(spec, image_size)
     return Answer(
         value={
             "name": spec.name,
@@ -63,6 +65,7 @@ def of_net(spec: ResNeXtSpec, *, image_size: int, fvcore: FvcoreCount) -> Answer
             "bottleneck_widths": spec.bottleneck_widths,
             **asdict(total),
             "fvcore": asdict(fvcore),
+            "not_held_at": unheld,
             "stages": [_stage_value(asdict(row)) for row in stages],
         },
         opening=f"{spec.name}: {spec.depth} layers, {image_size} x {image_size} pixels",
@@ -81,6 +84,21 @@ def of_net(spec: ResNeXtSpec, *, image_size: int, fvcore: FvcoreCount) -> Answer
             f"params without batch norm: {total.params_without_bn:,}\n"
             f"fvcore: conv + linear {fvcore.conv_linear:,} ({agrees}), "
             f"total with batch norm and pooling {fvcore.total:,}"
+            + _unheld_text(spec, unheld)
+        ),
+    )
+
+
+def of_export(spec: ResNeXtSpec, *, format: str, exported: Exported) -> Answer:
+    """The file of an exported net, and how near its outputs are."""
+    values = {**asdict(exported), "path": str(exported.path)}
+    size = exported.image_size
+    return Answer(
+        value={"name": spec.name, "format": format, **values},
+        closing=(
+            f"{exported.path}: {spec.name} as {format}, {exported.num_bytes:,} bytes\n"
+            f"read back: logits differ by at most {exported.largest_difference:.2g} "
+            f"(largest logit {exported.largest_logit:.3g}), {size} x {size} pixels"
         ),
     )
 
@@ -282,6 +300,48 @@ _COMPLEXITY_HEADER = (
     "params +-",
     "activations +-",
 )
+
+
+_SETTINGS_OF_TABLE_2 = ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4))
+
+
+def _unheld(spec: ResNeXtSpec, image_size: int) -> list[dict[str, Any]]:
+    """How far a net drifts at settings of equal block complexity; empty if it does not.
+
+    The paper's nets hold their complexity there to a few percent.
+    """
+    if spec.family != "from_scratch":
+        return []
+    own = complexity(spec, image_size)
+    rows = []
+    for cardinality, width in _SETTINGS_OF_TABLE_2:
+        other = spec.with_setting(cardinality, width)
+        cost = complexity(other, image_size)
+        rows.append(
+            {
+                "setting": other.setting,
+                "macs": cost.macs,
+                "params": cost.params,
+                "macs_error_pct": 100 * (cost.macs / own.macs - 1),
+                "params_error_pct": 100 * (cost.params / own.params - 1),
+            }
+        )
+    return rows
+
+
+def _unheld_text(spec: ResNeXtSpec, unheld: Sequence[dict[str, Any]]) -> str:
+    if not unheld:
+        return ""
+    rows = (
+        f"  {row['setting']:>6}  macs {row['macs_error_pct']:+7.2f} %  "
+        f"params {row['params_error_pct']:+7.2f} %"
+        for row in unheld
+    )
+    return (
+        "\n\nComplexity is NOT held when cardinality changes: in this net a block puts "
+        "out 2 C d channels,\nso its settings do not trade width for cardinality. The "
+        f"settings of the paper's Table 2, against {spec.setting}:\n" + "\n".join(rows)
+    )
 
 
 def _stage_value(row: dict[str, Any]) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """The command line: parse, call, print.
 
 Answers go to standard output, talk and progress to standard error. Exit codes: 0 done,
-1 failure, 2 bad input, 3 finished with failed runs, 130 and 143 interrupted.
+1 failure, 2 bad input, 3 finished with failed runs, 4 an optional package is missing,
+130 and 143 interrupted.
 
 Imports that cost time stand inside the verb that needs them, so that `--help` is quick.
 """
@@ -18,7 +19,7 @@ import typer
 from resnext_ablate import __version__, answers, matching, terminal
 from resnext_ablate.matching import Hold
 from resnext_ablate.names import parse_setting, parse_spec
-from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.spec import InputError, MissingExtraError, ResNeXtSpec
 
 if TYPE_CHECKING:
     from resnext_ablate.study import Outcome
@@ -76,6 +77,9 @@ def main() -> None:
     except InputError as error:
         terminal.talk(f"error: {error}")
         sys.exit(2)
+    except MissingExtraError as error:
+        terminal.talk(f"error: {error}")
+        sys.exit(4)
 
 
 @app.callback(invoke_without_command=True)
@@ -139,6 +143,48 @@ def match(
         reference=template.with_setting(setting[0], *setting[1]) if setting else None,
     )
     terminal.print_answer(answers.of_matches(found), as_json=as_json)
+
+
+@app.command("export-net")
+def export_net(
+    net: NetName,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="FILE", help="The file to write.", show_default=False),
+    ],
+    weights: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Weights by torchvision's names. Default: freshly drawn, seed 0.",
+            show_default=False,
+        ),
+    ] = None,
+    format: Annotated[
+        str,
+        typer.Option(metavar="FORMAT", help="state_dict, torch_export or onnx."),
+    ] = "state_dict",
+    image_size: ImageSize = None,
+    as_json: AsJson = False,
+) -> None:
+    """Writes a net with its weights, and checks that the file gives its outputs."""
+    spec = parse_spec(net)
+    size = _image_size(image_size, spec)
+    spec.layout(size)  # Refuses images that are too small before torch is loaded.
+    from resnext_ablate import interop
+
+    if weights is None:
+        terminal.talk("no weights given: the net is exported as drawn with seed 0")
+        model = interop.drawn_net(spec, seed=0)
+    else:
+        model = interop.load_net(weights, spec=spec)
+    try:
+        exported = interop.export_net(model, path=out, format=format, image_size=size)
+    except interop.ExportError as error:
+        terminal.talk(f"error: {error}")
+        raise typer.Exit(1) from None
+    answer = answers.of_export(spec, format=format, exported=exported)
+    terminal.print_answer(answer, as_json=as_json)
 
 
 @app.command()

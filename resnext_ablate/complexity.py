@@ -1,14 +1,17 @@
 """Complexity of a spec in closed form, summed over the shapes the model is built of.
 
 FLOPs are multiply-adds of convolutions and the linear head, as in the paper (Sec. 5).
-Activations are the outputs of all convolutions.
+Activations are the outputs of all convolutions; in block form (a) of Fig. 3 each branch
+puts out all channels of the block, so it has more of them at equal macs and params.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from resnext_ablate.spec import Conv, Layout, ResNeXtSpec
+from resnext_ablate.shapes import Conv, Head, Norm
+from resnext_ablate.spec import ResNeXtSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,8 @@ def complexity(spec: ResNeXtSpec, image_size: int) -> Complexity:
         InputError: the image is smaller than the net's total stride.
     """
     layout = spec.layout(image_size)
-    return _of_convs(layout.convs) + _of_head(layout)
+    layers = (*layout.ends, *(one for block in layout.blocks for one in block.layers))
+    return layers_complexity(layers) + head_complexity(layout.head)
 
 
 def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ...]:
@@ -67,7 +71,7 @@ def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ..
             layout.stem.out_channels,
             None,
             None,
-            _of_convs((layout.stem,)),
+            layers_complexity((layout.stem, layout.stem_norm)),
         )
     ]
     for stage in range(1, spec.num_stages + 1):
@@ -76,15 +80,17 @@ def stage_table(spec: ResNeXtSpec, image_size: int) -> tuple[StageComplexity, ..
             StageComplexity(
                 f"stage {stage}",
                 len(blocks),
-                blocks[-1].conv3.out_side,
-                blocks[-1].conv3.out_channels,
+                blocks[-1].out_side,
+                blocks[-1].out_channels,
                 spec.cardinalities[stage - 1],
                 spec.bottleneck_widths[stage - 1],
-                _of_convs(tuple(conv for block in blocks for conv in block.convs)),
+                layers_complexity(one for block in blocks for one in block.layers),
             )
         )
+    before_head = () if layout.last_norm is None else (layout.last_norm,)
+    head_cost = layers_complexity(before_head) + head_complexity(layout.head)
     head = StageComplexity(
-        "head", 0, 1, layout.head.out_features, None, None, _of_head(layout)
+        "head", 0, 1, layout.head.out_features, None, None, head_cost
     )
     return (*rows, head)
 
@@ -98,24 +104,23 @@ def block_params(cardinality: int, bottleneck_width: int, block_channels: int) -
     return cardinality * (2 * block_channels * width + 9 * width * width)
 
 
-def _of_convs(convs: tuple[Conv, ...]) -> Complexity:
-    total = Complexity(0, 0, 0, 0)
-    for conv in convs:
-        weights = (
-            conv.kernel_size**2 * conv.in_channels * conv.out_channels // conv.groups
-        )
-        positions = conv.out_side**2
-        total += Complexity(
-            macs=weights * positions,
-            params=weights + 2 * conv.out_channels,
-            params_without_bn=weights,
-            activations=conv.out_channels * positions,
-        )
-    return total
+def layers_complexity(layers: Iterable[Conv | Norm]) -> Complexity:
+    """Sum over convolutions and batch norms."""
+    macs = params = params_of_norms = activations = 0
+    for layer in layers:
+        if isinstance(layer, Norm):
+            params_of_norms += 2 * layer.channels * layer.branches
+            continue
+        outputs = layer.out_channels * layer.branches
+        weights = layer.num_weights * layer.branches
+        macs += weights * layer.out_side**2
+        params += weights + (outputs if layer.has_bias else 0)
+        activations += outputs * layer.out_side**2
+    return Complexity(macs, params + params_of_norms, params, activations)
 
 
-def _of_head(layout: Layout) -> Complexity:
-    head = layout.head
+def head_complexity(head: Head) -> Complexity:
+    """Of the classifier; its outputs are no activations of convolutions."""
     weights = head.in_features * head.out_features
     params = weights + head.out_features
     return Complexity(weights, params, params, 0)

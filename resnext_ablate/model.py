@@ -1,7 +1,9 @@
 """The net of a spec as an `nn.Module`, built from the shapes that complexity sums.
 
-State dicts carry torchvision's ResNet names, so weights load both ways. The block is
-post-activation: batch normalisation behind each convolution, ReLU after the addition.
+State dicts carry torchvision's ResNet names, so weights load both ways. Nets that
+torchvision lacks keep to them: `branches.N.` stands before the layers of a branch,
+`norm` is the last batch norm of a pre-activation net, and the from-scratch net calls
+its projection `identity_downsample`.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -17,34 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resnext_ablate.blocks import ResidualBlock, layer
 from resnext_ablate.names import parse_spec
-from resnext_ablate.spec import Block, Conv, InputError, Layout, ResNeXtSpec
-
-
-class Bottleneck(nn.Module):
-    """1x1, grouped 3x3, 1x1, then the addition: Fig. 3 (c) of the paper."""
-
-    def __init__(self, block: Block) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = _conv(block.conv1), _norm(block.conv1)
-        self.conv2, self.bn2 = _conv(block.conv2), _norm(block.conv2)
-        self.conv3, self.bn3 = _conv(block.conv3), _norm(block.conv3)
-        projection = block.projection
-        self.downsample = (
-            None
-            if projection is None
-            else nn.Sequential(_conv(projection), _norm(projection))
-        )
-        self.has_shortcut = block.has_shortcut
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Float (N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        out = functional.relu(self.bn1(self.conv1(features)), inplace=True)
-        out = functional.relu(self.bn2(self.conv2(out)), inplace=True)
-        out = self.bn3(self.conv3(out))
-        if self.has_shortcut:
-            out += features if self.downsample is None else self.downsample(features)
-        return functional.relu(out, inplace=True)
+from resnext_ablate.shapes import BlockForm, Conv, Layout, Norm
+from resnext_ablate.spec import InputError, ResNeXtSpec
 
 
 class ResNeXt(nn.Module):
@@ -58,10 +36,12 @@ class ResNeXt(nn.Module):
         self.spec = spec
         # No weight depends on the image size: the smallest one will do.
         layout = spec.layout(spec.total_stride)
-        self.conv1, self.bn1 = _conv(layout.stem), _norm(layout.stem)
+        self.conv1, self.bn1 = layer(layout.stem), layer(layout.stem_norm)
         self.maxpool = _max_pool(layout)
         for stage, blocks in groupby(layout.blocks, key=lambda block: block.stage):
-            self.add_module(f"layer{stage}", nn.Sequential(*map(Bottleneck, blocks)))
+            self.add_module(f"layer{stage}", nn.Sequential(*map(ResidualBlock, blocks)))
+        # Pre-activation blocks leave the last sum without batch norm and ReLU.
+        self.norm = None if layout.last_norm is None else layer(layout.last_norm)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(layout.head.in_features, layout.head.out_features)
 
@@ -78,6 +58,8 @@ class ResNeXt(nn.Module):
         features = self.maxpool(features)
         for stage in range(1, self.spec.num_stages + 1):
             features = self.get_submodule(f"layer{stage}")(features)
+        if self.norm is not None:
+            features = functional.relu(self.norm(features), inplace=True)
         logits: Tensor = self.fc(torch.flatten(self.avgpool(features), 1))
         return logits
 
@@ -99,6 +81,9 @@ def build(
 
     Convolutions start He normal by fan-out, batch normalisation at scale 1 and shift 0,
     the head uniform in 1 / sqrt(in_features) with bias 0, as in the paper's code.
+    Block forms (a) and (b) take the weights drawn for (c), so that equal seeds give
+    equal functions in all three. (The paper's code draws (b) branch by branch, which
+    makes its branches sqrt(C) larger.)
 
     Args:
         spec: the net, or a name that `parse_spec` reads.
@@ -108,14 +93,25 @@ def build(
         InputError: the name does not parse.
     """
     spec = parse_spec(spec) if isinstance(spec, str) else spec
-    with torch.device("meta"):  # torch's own initialisation draws globally
-        model = ResNeXt(spec)
-    # Not `to_empty`, which imports half a second of torch on its first call.
-    on_meta = model.state_dict().items()
-    empty = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in on_meta}
-    model.load_state_dict(empty, assign=True)
+    model = _with_tensors(replace(spec, block_form="c"), None)
     _initialise(model, generator)
-    return model
+    return convert_form(model, form=spec.block_form)
+
+
+def convert_form(model: ResNeXt, *, form: BlockForm) -> ResNeXt:
+    """The same function in another form of Fig. 3, with the weights in their places.
+
+    Outputs agree up to rounding, in train mode as in eval mode, and the given net stays
+    as it is. In form (a) one batch norm stands behind the sum of the branches.
+
+    Args:
+        model: the net, on any device.
+        form: (a) sums C branches, (b) concatenates them before the last layer, (c) has
+            grouped convolutions.
+    """
+    spec = replace(model.spec, block_form=form)
+    tensors = _in_form(model.state_dict(), model.spec, spec)
+    return _with_tensors(spec, tensors).train(model.training)
 
 
 def load_weights(model: ResNeXt, state_dict: Mapping[str, Any]) -> None:
@@ -178,20 +174,49 @@ def measure_fvcore(spec: ResNeXtSpec, *, image_size: int) -> FvcoreCount:
     )
 
 
-def _conv(conv: Conv) -> nn.Conv2d:
-    return nn.Conv2d(
-        conv.in_channels,
-        conv.out_channels,
-        conv.kernel_size,
-        stride=conv.stride,
-        padding=(conv.kernel_size - 1) // 2,
-        groups=conv.groups,
-        bias=False,
-    )
+def _with_tensors(spec: ResNeXtSpec, tensors: Mapping[str, Tensor] | None) -> ResNeXt:
+    """The net around given tensors; without, around uninitialised ones on the CPU."""
+    with torch.device("meta"):  # torch's own initialisation draws globally
+        model = ResNeXt(spec)
+    if tensors is None:
+        # Not `to_empty`, which imports half a second of torch on its first call.
+        on_meta = model.state_dict().items()
+        tensors = {name: torch.empty(t.shape, dtype=t.dtype) for name, t in on_meta}
+    model.load_state_dict(tensors, assign=True)
+    return model
 
 
-def _norm(conv: Conv) -> nn.BatchNorm2d:
-    return nn.BatchNorm2d(conv.out_channels)
+def _in_form(
+    state_dict: Mapping[str, Tensor], spec: ResNeXtSpec, target: ResNeXtSpec
+) -> dict[str, Tensor]:
+    """Copies of a net's tensors under the names and in the shapes of another form."""
+    moved = {name: tensor.clone() for name, tensor in state_dict.items()}
+    old = spec.layout(spec.total_stride).blocks
+    new = target.layout(target.total_stride).blocks
+    for before, after in zip(old, new, strict=True):
+        last = [step for step in before.steps if isinstance(step, Conv)][-1]
+        for step, place in zip(before.steps, after.steps, strict=True):
+            # A branch is a slice of the outputs, and in the last layer of the inputs.
+            dim = 1 if step is last else 0
+            for part in _PARTS[type(step)]:
+                taken = [moved.pop(f"{path}.{part}") for path in step.paths]
+                pieces = _split(taken, len(place.paths), dim=dim)
+                for path, piece in zip(place.paths, pieces, strict=True):
+                    moved[f"{path}.{part}"] = piece
+    return moved
+
+
+_PARTS: dict[type[Conv | Norm], tuple[str, ...]] = {
+    Conv: ("weight",),
+    Norm: ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"),
+}
+
+
+def _split(tensors: Sequence[Tensor], parts: int, *, dim: int) -> list[Tensor]:
+    if tensors[0].ndim == 0:  # num_batches_tracked, the same in all branches
+        return [tensors[0].clone() for _ in range(parts)]
+    whole = torch.cat(list(tensors), dim=dim)
+    return [piece.clone() for piece in whole.chunk(parts, dim=dim)]
 
 
 def _max_pool(layout: Layout) -> nn.Module:
@@ -209,6 +234,8 @@ def _initialise(model: nn.Module, generator: torch.Generator | None) -> None:
                 nonlinearity="relu",
                 generator=generator,
             )
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
         elif isinstance(module, nn.Linear):

@@ -221,7 +221,7 @@ def load_paper(key: str) -> pd.DataFrame:
     with (
         importlib.resources.files("resnext_ablate").joinpath("paper.csv").open() as file
     ):
-        rows = pd.read_csv(file)
+        rows = pd.read_csv(file).dropna(subset="top1_error_pct")
     keys = rows["table"] + "/" + rows["model"]
     if key not in set(keys):
         known = ", ".join(dict.fromkeys(keys))

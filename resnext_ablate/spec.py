@@ -1,25 +1,45 @@
 """One ResNeXt as plain numbers: its shapes, its name, and the rules it must keep.
 
-A `ResNeXtSpec` knows every convolution of its net as a shape. Complexity sums those
-shapes and the model is built from them, so the two cannot drift apart.
+A `ResNeXtSpec` knows every layer of its net as a shape. Complexity sums those shapes
+and the model is built from them, so the two cannot drift apart.
 
-The block is the bottleneck of arXiv:1611.05431, Fig. 3 (c): 1x1, grouped 3x3 that
-carries the stride, 1x1. A stage whose template width is W gives 4 W channels; the
-template width and the bottleneck width both double from stage to stage (Sec. 3.1).
+The block is by default the bottleneck of arXiv:1611.05431, Fig. 3 (c): 1x1, grouped 3x3
+that carries the stride, 1x1. A stage whose template width is W gives 4 W channels (W
+with basic blocks); the template width and the bottleneck width both double from stage
+to stage (Sec. 3.1).
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from resnext_ablate.shapes import (
+    Activation,
+    Block,
+    BlockForm,
+    BlockKind,
+    BlockPlan,
+    Conv,
+    Family,
+    Head,
+    Layout,
+    Norm,
+    Shortcut,
+    strided,
+)
 
 Stem = Literal["imagenet", "cifar"]
-Shortcut = Literal["projection", "none"]
 
-EXPANSION = 4
+EXPANSION: dict[BlockKind, int] = {"bottleneck": 4, "basic": 1}
 """Channels a block puts out, per channel of its stage's template width."""
 
+FROM_SCRATCH_STAGE_DEPTHS = (3, 4, 6, 3)
+"""Of the tutorial net, where its name gives none."""
+
 IMAGENET_STAGE_DEPTHS = {
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
     50: (3, 4, 6, 3),
     101: (3, 4, 23, 3),
     152: (3, 8, 36, 3),
@@ -27,9 +47,12 @@ IMAGENET_STAGE_DEPTHS = {
 }
 """Blocks per stage of the ImageNet nets (Table 1; ResNet-200 of Table 4)."""
 
+_DEPTHS_OF_BASIC = (18, 34)
 _DEFAULT_NUM_CLASSES = {"imagenet": 1000, "cifar": 10}
-STEM_OF_NUM_STAGES: dict[int, Stem] = {3: "cifar", 4: "imagenet"}
-"""The stem that a name leaves out; every other number of stages has the CIFAR stem."""
+_STEM_OF_NUM_STAGES: dict[int, Stem] = {3: "cifar", 4: "imagenet"}
+_STYLE = ("block", "block_form", "activation", "family")
+"""Fields that `to_dict` leaves out at their defaults: the ids of runs are made of it,
+and stay what they are as such fields are added."""
 
 
 class InputError(ValueError):
@@ -39,73 +62,11 @@ class InputError(ValueError):
     """
 
 
-@dataclass(frozen=True, slots=True)
-class Conv:
-    """One convolution without bias, followed by batch normalisation.
+class MissingExtraError(RuntimeError):
+    """An optional package is not installed: says which, and how to install it.
 
-    Sides are in pixels of a square feature map. Padding is `(kernel_size - 1) // 2`.
+    The command line prints it as one message and exits with code 4.
     """
-
-    path: str
-    """Where torchvision's state dict keeps the weight, such as `layer1.0.conv2`."""
-    norm_path: str
-    """The same for its batch normalisation."""
-    stage: int
-    """0 for the stem, then 1, 2, ... (conv2, conv3, ... in the paper's Table 1)."""
-    in_channels: int
-    out_channels: int
-    kernel_size: int
-    stride: int
-    groups: int
-    in_side: int
-
-    @property
-    def out_side(self) -> int:
-        return _strided(self.in_side, self.stride)
-
-
-@dataclass(frozen=True, slots=True)
-class Block:
-    """One bottleneck block: `conv1` 1x1, `conv2` grouped 3x3, `conv3` 1x1."""
-
-    path: str
-    stage: int
-    conv1: Conv
-    conv2: Conv
-    conv3: Conv
-    projection: Conv | None
-    """1x1 convolution of the shortcut where the shape changes, else None."""
-    has_shortcut: bool
-
-    @property
-    def convs(self) -> tuple[Conv, ...]:
-        main = (self.conv1, self.conv2, self.conv3)
-        return main if self.projection is None else (*main, self.projection)
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """The classifier after global average pooling: a linear layer with bias."""
-
-    path: str
-    in_features: int
-    out_features: int
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Every weighted layer of a net as a shape, at one image size."""
-
-    stem: Conv
-    has_max_pool: bool
-    """3x3 max-pool of stride 2 behind the stem (ImageNet nets)."""
-    blocks: tuple[Block, ...]
-    head: Head
-
-    @property
-    def convs(self) -> tuple[Conv, ...]:
-        """All convolutions in forward order, projections behind their block."""
-        return (self.stem, *(conv for block in self.blocks for conv in block.convs))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,16 +89,21 @@ class ResNeXtSpec:
     in_channels: int = 3
     num_classes: int = 0
     """Default: 1000 with the ImageNet stem, 10 with the CIFAR stem."""
-    shortcut: Shortcut = "projection"
-    """`projection` is option B of the paper's code; `none` drops every shortcut."""
+    shortcut: Shortcut = "B"
+    """Options of the paper's code: `A` the identity, zero channels added; `B` a
+    projection where the shape changes; `C` one in every block; `none` no shortcut."""
+    block: BlockKind = "bottleneck"
+    """`basic` blocks have two layers, where grouping is dense: C d counts alone."""
+    block_form: BlockForm = "c"
+    """Of Fig. 3; the three are one function of the same macs and params."""
+    activation: Activation = "post"
+    """`pre`: batch norm and ReLU before the convolutions, as in the paper's ResNet-200.
+    """
+    family: Family = "paper"
+    """`from_scratch` is the tutorial net, whose channels follow C d."""
 
     def __post_init__(self) -> None:
-        if self.stem not in _DEFAULT_NUM_CLASSES:
-            raise InputError(f"stem must be 'imagenet' or 'cifar', got {self.stem!r}.")
-        if self.shortcut not in ("projection", "none"):
-            raise InputError(
-                f"shortcut must be 'projection' or 'none', got {self.shortcut!r}."
-            )
+        _check_style(self)
         if self.num_classes == 0:
             classes = _DEFAULT_NUM_CLASSES[self.stem]
             object.__setattr__(self, "num_classes", classes)
@@ -165,8 +131,9 @@ class ResNeXtSpec:
 
     @property
     def depth(self) -> int:
-        """Weighted layers, projections not counted: 3 per block, stem and head."""
-        return 3 * sum(self.stage_depths) + 2
+        """Weighted layers, projections not counted: 3 or 2 per block, stem and head."""
+        per_block = 3 if self.block == "bottleneck" else 2
+        return per_block * sum(self.stage_depths) + 2
 
     @property
     def cardinalities(self) -> tuple[int, ...]:
@@ -194,10 +161,9 @@ class ResNeXtSpec:
     @property
     def out_channels(self) -> tuple[int, ...]:
         """Channels that each stage puts out."""
-        return tuple(
-            EXPANSION * self.template_width * 2**stage
-            for stage in range(self.num_stages)
-        )
+        if self.family == "from_scratch":
+            return tuple(2 * inner for inner in self.inner_channels)
+        return doubled(EXPANSION[self.block] * self.template_width, self.num_stages)
 
     @property
     def total_stride(self) -> int:
@@ -215,22 +181,25 @@ class ResNeXtSpec:
     @property
     def name(self) -> str:
         """The shortest name that `names.parse_spec` turns back into this spec."""
-        stages = _depth_name(self)
-        plain = self.doubles and (self.cardinality, self.base_width) == (
-            1,
-            self.template_width,
-        )
-        parts = [f"resnet{stages}" if plain else f"resnext{stages}-{self.setting}"]
+        parts = [_opening_of_name(self)]
         if self.template_width != 64:
             parts.append(f"t{self.template_width}")
-        if self.stem != STEM_OF_NUM_STAGES.get(self.num_stages, "cifar"):
+        if self.stem != default_stem(self.family, self.num_stages):
             parts.append(self.stem)
         if self.in_channels != 3:
             parts.append(f"in{self.in_channels}")
         if self.num_classes != _DEFAULT_NUM_CLASSES[self.stem]:
             parts.append(f"c{self.num_classes}")
+        if self.block == "basic" and not _depth_name(self).isdigit():
+            parts.append("basic")
+        if self.block_form != "c":
+            parts.append(f"form_{self.block_form}")
+        if self.activation == "pre":
+            parts.append("preact")
         if self.shortcut == "none":
             parts.append("noshortcut")
+        elif self.shortcut != "B":
+            parts.append(f"shortcut_{self.shortcut.lower()}")
         return "-".join(parts)
 
     def layout(self, image_size: int) -> Layout:
@@ -247,7 +216,6 @@ class ResNeXtSpec:
         kernel_size, stride = (7, 2) if self.stem == "imagenet" else (3, 1)
         stem = Conv(
             path="conv1",
-            norm_path="bn1",
             stage=0,
             in_channels=self.in_channels,
             out_channels=self.template_width,
@@ -255,19 +223,20 @@ class ResNeXtSpec:
             stride=stride,
             groups=1,
             in_side=image_size,
+            has_bias=self.family == "from_scratch",
         )
-        has_max_pool = self.stem == "imagenet"
-        side = _strided(stem.out_side, 2) if has_max_pool else stem.out_side
-        channels = stem.out_channels
-        blocks: list[Block] = []
-        for stage, depth in enumerate(self.stage_depths):
-            for index in range(depth):
-                stride = 2 if stage > 0 and index == 0 else 1
-                block = _block(self, stage, index, channels, side, stride)
-                blocks.append(block)
-                channels, side = block.conv3.out_channels, block.conv3.out_side
-        head = Head("fc", in_features=channels, out_features=self.num_classes)
-        return Layout(stem, has_max_pool, tuple(blocks), head)
+        pools = self.stem == "imagenet"
+        side = strided(stem.out_side, 2) if pools else stem.out_side
+        channels = self.out_channels[-1]
+        pre = self.activation == "pre"
+        return Layout(
+            stem=stem,
+            stem_norm=Norm("bn1", 0, stem.out_channels),
+            has_max_pool=pools,
+            blocks=_blocks(self, side),
+            last_norm=Norm("norm", self.num_stages, channels) if pre else None,
+            head=Head("fc", in_features=channels, out_features=self.num_classes),
+        )
 
     def with_setting(
         self, cardinality: int | tuple[int, ...], *widths: int
@@ -283,16 +252,35 @@ class ResNeXtSpec:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; `spec_from_dict` reads them back."""
-        return asdict(self)
+        defaults = {field.name: field.default for field in fields(self)}
+        return {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in _STYLE or value != defaults[key]
+        }
 
 
 def spec_from_dict(values: dict[str, Any]) -> ResNeXtSpec:
     """The spec that `ResNeXtSpec.to_dict` wrote, lists in place of tuples allowed."""
-    fields: dict[str, Any] = {
+    given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in values.items()
     }
-    return ResNeXtSpec(**fields)
+    if given.get("shortcut") == "projection":  # the earlier word for B
+        given["shortcut"] = "B"
+    return ResNeXtSpec(**given)
+
+
+def default_stem(family: Family, num_stages: int) -> Stem:
+    """The stem that a name leaves out."""
+    if family == "from_scratch":
+        return "imagenet"
+    return _STEM_OF_NUM_STAGES.get(num_stages, "cifar")
+
+
+def block_of_depth(depth: int) -> BlockKind:
+    """The blocks of a net that is named by its depth: basic at 18 and 34 layers."""
+    return "basic" if depth in _DEPTHS_OF_BASIC else "bottleneck"
 
 
 def doubled(base_width: int, num_stages: int) -> tuple[int, ...]:
@@ -303,8 +291,8 @@ def doubled(base_width: int, num_stages: int) -> tuple[int, ...]:
 def stage_depths_of(depth: int) -> tuple[int, ...]:
     """Blocks per stage of a net of `depth` weighted layers.
 
-    50, 101, 152 and 200 are the ImageNet nets; every other depth must be 9n + 2, the
-    CIFAR nets of Sec. 5.3.
+    18, 34 (basic blocks), 50, 101, 152 and 200 are the ImageNet nets; every other depth
+    must be 9n + 2, the CIFAR nets of Sec. 5.3.
 
     Raises:
         InputError: no such net; the message names the nearest depths.
@@ -331,43 +319,76 @@ def _depths_around(depth: int) -> tuple[int, ...]:
     return (max(below), min(above)) if below else (min(above),)
 
 
+def _opening_of_name(spec: ResNeXtSpec) -> str:
+    """A name's part before the suffixes: family, depth and setting."""
+    if spec.family == "from_scratch":
+        depths = spec.stage_depths
+        stages = "" if depths == FROM_SCRATCH_STAGE_DEPTHS else _depth_name(spec)
+        return f"from_scratch{stages}-{spec.setting}"
+    plain = (1, doubled(spec.template_width, spec.num_stages))
+    if (spec.cardinality, spec.bottleneck_widths) == plain:
+        return f"resnet{_depth_name(spec)}"
+    return f"resnext{_depth_name(spec)}-{spec.setting}"
+
+
 def _depth_name(spec: ResNeXtSpec) -> str:
     try:
         named = stage_depths_of(spec.depth)
     except InputError:
         named = ()
-    if named == spec.stage_depths:
+    if (named, block_of_depth(spec.depth)) == (spec.stage_depths, spec.block):
         return str(spec.depth)
     stages = ".".join(map(str, spec.stage_depths))
     return stages if spec.num_stages > 1 else f"{stages}."  # no dot would be a depth
 
 
-def _block(
-    spec: ResNeXtSpec, stage: int, index: int, channels: int, side: int, stride: int
-) -> Block:
-    path = f"layer{stage + 1}.{index}"
-    inner, out = spec.inner_channels[stage], spec.out_channels[stage]
+def _blocks(spec: ResNeXtSpec, side: int) -> tuple[Block, ...]:
+    channels = spec.template_width
+    blocks: list[Block] = []
+    for stage, depth in enumerate(spec.stage_depths):
+        for index in range(depth):
+            block = BlockPlan(
+                kind=spec.block,
+                form=spec.block_form,
+                activation=spec.activation,
+                shortcut=spec.shortcut,
+                family=spec.family,
+                stage=stage + 1,
+                index=index,
+                cardinality=spec.cardinalities[stage],
+                bottleneck_width=spec.bottleneck_widths[stage],
+                in_channels=channels,
+                out_channels=spec.out_channels[stage],
+                in_side=side,
+            ).block()
+            blocks.append(block)
+            channels, side = block.out_channels, block.out_side
+    return tuple(blocks)
 
-    def conv(
-        number: int, ins: int, outs: int, kernel: int, stride: int, groups: int, at: int
-    ) -> Conv:
-        paths = f"{path}.conv{number}", f"{path}.bn{number}"
-        return Conv(*paths, stage + 1, ins, outs, kernel, stride, groups, at)
 
-    conv1 = conv(1, channels, inner, 1, 1, 1, side)
-    conv2 = conv(2, inner, inner, 3, stride, spec.cardinalities[stage], side)
-    conv3 = conv(3, inner, out, 1, 1, 1, conv2.out_side)
-    has_shortcut = spec.shortcut == "projection"
-    projection = None
-    if has_shortcut and (stride > 1 or channels != out):
-        paths = f"{path}.downsample.0", f"{path}.downsample.1"
-        projection = Conv(*paths, stage + 1, channels, out, 1, stride, 1, side)
-    return Block(path, stage + 1, conv1, conv2, conv3, projection, has_shortcut)
-
-
-def _strided(side: int, stride: int) -> int:
-    # Padding (k - 1) / 2 with odd k: floor((side - 1) / stride) + 1.
-    return (side - 1) // stride + 1
+def _check_style(spec: ResNeXtSpec) -> None:
+    known: dict[str, tuple[str, ...]] = {
+        "stem": get_args(Stem),
+        "shortcut": get_args(Shortcut),
+        "block": get_args(BlockKind),
+        "block_form": get_args(BlockForm),
+        "activation": get_args(Activation),
+        "family": get_args(Family),
+    }
+    for name, values in known.items():
+        value = getattr(spec, name)
+        if value not in values:
+            raise InputError(
+                f"{name} must be {' or '.join(map(repr, values))}, got {value!r}."
+            )
+    if spec.family == "from_scratch":
+        for name in ("shortcut", "block", "block_form", "activation"):
+            value, only = getattr(spec, name), ResNeXtSpec.__dataclass_fields__[name]
+            if value != only.default:
+                raise InputError(
+                    f"{name} must be {only.default!r} in the family from_scratch, "
+                    f"which is one copied net; got {value!r}."
+                )
 
 
 def _check_positive(name: str, value: object) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from hypothesis import strategies as st
 
-from resnext_ablate.spec import IMAGENET_STAGE_DEPTHS, ResNeXtSpec, Shortcut, Stem
-
-STEMS: tuple[Stem, ...] = ("imagenet", "cifar")
-SHORTCUTS: tuple[Shortcut, ...] = ("projection", "none")
+from resnext_ablate.shapes import Activation, BlockForm, BlockKind, Shortcut
+from resnext_ablate.spec import IMAGENET_STAGE_DEPTHS, ResNeXtSpec, Stem
 
 
 @st.composite
@@ -47,13 +47,21 @@ def _specs_with(
     cardinality = draw(st.one_of(st.just(1), number, free))
     base = st.one_of(st.just(template_width), number)
     doubling = base.map(lambda width: tuple(width << n for n in range(len(depths))))
+    style = {
+        "shortcut": draw(st.sampled_from(get_args(Shortcut))),
+        "block": draw(st.sampled_from(get_args(BlockKind))),
+        "block_form": draw(st.sampled_from(("c", *get_args(BlockForm)))),
+        "activation": draw(st.sampled_from(get_args(Activation))),
+    }
+    if draw(st.integers(0, 4)) == 0:  # a family that has one style
+        style = {"family": "from_scratch"}
     return ResNeXtSpec(
         stage_depths=depths,
         cardinality=cardinality,
         bottleneck_widths=draw(st.one_of(doubling, free)),
         template_width=template_width,
-        stem=draw(st.sampled_from(STEMS)),
+        stem=draw(st.sampled_from(get_args(Stem))),
         in_channels=draw(st.integers(1, 4)),
         num_classes=draw(st.sampled_from((0, 1, 7, 10, 1000))),
-        shortcut=draw(st.sampled_from(SHORTCUTS)),
+        **style,
     )

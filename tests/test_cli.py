@@ -80,6 +80,7 @@ def test_describe_gives_the_papers_resnext_50() -> None:
         "params_without_bn": 24960680,
         "activations": 14400512,
         "fvcore": {"conv_linear": 4230479872, "total": 4259381248},
+        "not_held_at": [],
     }
     assert [stage["macs"] for stage in stages] == [
         118013952,
@@ -134,7 +135,7 @@ def test_match_with_another_reference() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["describe", "resnet51"], "depth must be 50, 101, 152, 200 or 9n + 2"),
+        (["describe", "resnet51"], "depth must be 18, 34, 50, 101, 152, 200 or 9n + 2"),
         (["describe", "nonsense"], "'nonsense' names no net"),
         (["describe", "resnet50", "--image-size", "16"], "image_size must be at least"),
         (["match", "resnet50", "--cardinality", "1,x"], "--cardinality must be whole"),

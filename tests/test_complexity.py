@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+from collections import Counter
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
@@ -27,11 +29,10 @@ PAPER = tuple(
         files("resnext_ablate").joinpath("paper.csv").read_text("utf-8").splitlines()
     )
 )
-IMAGE_SIZE = {"table3": 224, "table4": 224, "fig7": 32}
 
 
 def _row_id(row: dict[str, str]) -> str:
-    return f"{row['table']}/{row['model']}/{row['setting']}"
+    return f"{row['table']}/{row['model']}/{row['name']}/{row['image_size']}"
 
 
 def _on_meta(spec: ResNeXtSpec) -> ResNeXt:
@@ -64,39 +65,54 @@ def _hook_count(spec: ResNeXtSpec, image_size: int) -> tuple[int, int]:
 
 
 def test_paper_table_is_whole() -> None:
-    """The packaged table holds every row of Tables 3, 4 and Fig. 7, each once."""
-    names = [(row["table"], row["model"], row["setting"], row["name"]) for row in PAPER]
-    assert len(set(names)) == len(names)
-    assert {
-        table: sum(row["table"] == table for row in PAPER) for table in IMAGE_SIZE
-    } == {"table3": 10, "table4": 6, "fig7": 14}
+    """The packaged table holds every net of the paper's tables, each row once."""
+    assert len(set(map(_row_id, PAPER))) == len(PAPER)
+    assert Counter(row["table"] for row in PAPER) == {
+        "table1": 2,
+        "table2": 39,  # 13 settings, 8 of them neighbours, on three templates
+        "table3": 10,
+        "table4": 6,
+        "table5": 5,  # of this family; two of the nets at two image sizes
+        "table6": 8,  # four nets, each scored 5K-way and 1K-way
+        "table7": 4,  # two nets, each with 10 and 100 classes
+        "fig7": 14,
+        "residual": 4,
+    }
 
 
 @pytest.mark.parametrize("row", PAPER, ids=_row_id)
 def test_paper_counts(row: dict[str, str]) -> None:
-    """Macs and parameters of every net of the paper are exact."""
+    """Macs and parameters of every net of the paper are exact, where it is counted."""
     spec = parse_spec(row["name"])
+    assert row["name"] == spec.name
     assert (row["cardinality"], row["base_width"], row["depth"], row["setting"]) == (
         str(spec.cardinality),
         str(spec.base_width),
         str(spec.depth),
         spec.setting,
     )
-    cost = complexity(spec, IMAGE_SIZE[row["table"]])
-    assert int(row["macs"]) == cost.macs
-    assert int(row["params"]) == cost.params
-    if row["params_without_bn"]:
-        assert int(row["params_without_bn"]) == cost.params_without_bn
-
-
-@pytest.mark.parametrize("row", PAPER, ids=_row_id)
-def test_paper_params_of_built_nets(row: dict[str, str]) -> None:
-    """The built nets have the parameters of the paper's nets."""
-    assert int(row["params"]) == _num_params(_on_meta(parse_spec(row["name"])))
+    cost = complexity(spec, int(row["image_size"]))
+    for currency in ("macs", "params", "params_without_bn"):
+        if row[currency]:
+            assert int(row[currency]) == getattr(cost, currency), currency
 
 
 @pytest.mark.parametrize(
-    "row", [row for row in PAPER if row["name"] in ("resnet50", "resnext50-32x4d")]
+    ("name", "params"),
+    sorted({(row["name"], row["params"]) for row in PAPER if row["params"]}),
+)
+def test_paper_params_of_built_nets(name: str, params: str) -> None:
+    """The built nets have the parameters of the paper's nets."""
+    assert int(params) == _num_params(_on_meta(parse_spec(name)))
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        row
+        for row in PAPER
+        if row["fvcore_total"] and row["name"] in ("resnet50", "resnext50-32x4d")
+    ],
 )
 def test_fvcore_golden(row: dict[str, str]) -> None:
     """fvcore's eval-mode total and its conv and linear part are exact."""
@@ -159,9 +175,28 @@ def test_stage_table_sums(spec: ResNeXtSpec) -> None:
     assert spec.stage_depths == tuple(row.num_blocks for row in rows[1:-1])
 
 
-def test_stage_table_of_table_1() -> None:
-    """The rows carry name, side, channels, cardinality and width of their stage."""
-    rows = stage_table(parse_spec("resnext50-32x4d"), 224)
+@pytest.mark.parametrize(
+    ("name", "widths", "params", "macs"),
+    [
+        (
+            "resnet50",
+            [None, 64, 128, 256, 512, None],
+            [9536, 215808, 1219584, 7098368, 14964736, 2049000],
+            [118013952, 667942912, 1027604480, 1464336384, 809238528, 2048000],
+        ),
+        (
+            "resnext50-32x4d",
+            [None, 4, 8, 16, 32, None],
+            [9536, 205824, 1197056, 7022592, 14544896, 2049000],
+            [118013952, 634224640, 1085407232, 1525350400, 865435648, 2048000],
+        ),
+    ],
+)
+def test_stage_table_of_table_1(
+    name: str, widths: list[int | None], params: list[int], macs: list[int]
+) -> None:
+    """Each row has its name, side, channels and width, and costs its share exactly."""
+    rows = stage_table(parse_spec(name), 224)
     assert [row.stage for row in rows] == [
         "stem",
         "stage 1",
@@ -172,7 +207,9 @@ def test_stage_table_of_table_1() -> None:
     ]
     assert [row.out_side for row in rows] == [112, 56, 28, 14, 7, 1]
     assert [row.out_channels for row in rows] == [64, 256, 512, 1024, 2048, 1000]
-    assert [row.bottleneck_width for row in rows] == [None, 4, 8, 16, 32, None]
+    assert [row.bottleneck_width for row in rows] == widths
+    assert [row.complexity.params for row in rows] == params
+    assert [row.complexity.macs for row in rows] == macs
 
 
 @pytest.mark.parametrize(
@@ -193,7 +230,8 @@ def test_block_params_of_table_2(setting: tuple[int, int], params: int) -> None:
 
 @given(spec=small_specs())
 def test_block_params_are_of_the_layout(spec: ResNeXtSpec) -> None:
-    """Eq. 4 counts a stage-1 block whose shape does not change."""
+    """Eq. 4 counts a stage-1 bottleneck whose shape does not change."""
+    spec = replace(spec, block="bottleneck", block_form="c")
     channels = spec.out_channels[0]
     convs = spec.layout(spec.total_stride).blocks[0].convs[1:3]
     weights = [

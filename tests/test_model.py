@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from strategies import small_specs
 from torch import Tensor, nn
 
+from resnext_ablate.blocks import ResidualBlock
 from resnext_ablate.model import (
-    Bottleneck,
     ResNeXt,
     build,
     load_weights,
@@ -22,6 +22,8 @@ from resnext_ablate.names import parse_spec
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
 TORCHVISION_NAMES = (
+    "resnet18",
+    "resnet34",
     "resnet50",
     "resnet101",
     "resnet152",
@@ -110,10 +112,15 @@ def test_state_dict_follows_the_layout(spec: ResNeXtSpec) -> None:
     for conv in layout.convs:
         kernel = (conv.kernel_size, conv.kernel_size)
         ins, outs = conv.in_channels // conv.groups, conv.out_channels
-        expected[f"{conv.path}.weight"] = (outs, ins, *kernel)
-        for part in ("weight", "bias", "running_mean", "running_var"):
-            expected[f"{conv.norm_path}.{part}"] = (outs,)
-        expected[f"{conv.norm_path}.num_batches_tracked"] = ()
+        for path in conv.paths:
+            expected[f"{path}.weight"] = (outs, ins, *kernel)
+            if conv.has_bias:
+                expected[f"{path}.bias"] = (outs,)
+    for norm in layout.norms:
+        for path in norm.paths:
+            for part in ("weight", "bias", "running_mean", "running_var"):
+                expected[f"{path}.{part}"] = (norm.channels,)
+            expected[f"{path}.num_batches_tracked"] = ()
     state_dict = build(spec, generator=_generator()).state_dict()
     assert expected == {key: tuple(value.shape) for key, value in state_dict.items()}
 
@@ -188,7 +195,7 @@ def test_shortcut_adds_its_input() -> None:
     for name, expected in ((SMALL, 1.5), (f"{SMALL}-noshortcut", 0.0)):
         model = build(name.replace("11", "20"), generator=_generator())
         block = model.get_submodule("layer1.1")
-        assert isinstance(block, Bottleneck)
+        assert isinstance(block, ResidualBlock)
         nn.init.zeros_(block.bn3.weight)
         features = torch.full((2, 32, 4, 4), 1.5)
         assert (block(features) == expected).all()

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from itertools import pairwise
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from strategies import any_specs
 
 from resnext_ablate.names import parse_setting, parse_spec
+from resnext_ablate.shapes import Block, BlockForm, Conv
 from resnext_ablate.spec import (
     InputError,
     ResNeXtSpec,
@@ -126,7 +129,8 @@ def test_bad_names(name: str, message: str) -> None:
     [
         (-7, "11"),
         (3, "11"),
-        (12, "11 or 20"),
+        (12, "11 or 18"),
+        (33, "29 or 34"),
         (49, "47 or 50"),
         (51, "50 or 56"),
         (199, "191 or 200"),
@@ -168,7 +172,11 @@ def test_bad_setting() -> None:
         ("in_channels", 0, "in_channels must be a whole number"),
         ("num_classes", -1, "num_classes must be a whole number"),
         ("stem", "mnist", "stem must be 'imagenet' or 'cifar', got 'mnist'"),
-        ("shortcut", "A", "shortcut must be 'projection' or 'none', got 'A'"),
+        ("shortcut", "a", "shortcut must be 'A' or 'B' or 'C' or 'none', got 'a'"),
+        ("block", "wide", "block must be 'bottleneck' or 'basic', got 'wide'"),
+        ("block_form", "d", "block_form must be 'a' or 'b' or 'c', got 'd'"),
+        ("activation", "", "activation must be 'post' or 'pre', got ''"),
+        ("family", "x", "family must be 'paper' or 'from_scratch', got 'x'"),
         ("stage_depths", (1, 0, 1), "stage_depths, stage 2 must be .* got 0"),
         ("bottleneck_widths", (1, 2), "one width per stage: 3 stages .* got 2 widths"),
     ],
@@ -202,30 +210,35 @@ def test_table_1_shapes() -> None:
     layout = parse_spec("resnext50-32x4d").layout(224)
     last = {block.stage: block for block in layout.blocks}
     assert layout.stem.out_side == 112
-    assert [block.conv3.out_side for block in last.values()] == [56, 28, 14, 7]
-    assert [b.conv2.out_channels for b in last.values()] == [128, 256, 512, 1024]
-    assert [b.conv3.out_channels for b in last.values()] == [256, 512, 1024, 2048]
-    assert {32} == {block.conv2.groups for block in layout.blocks}
+    assert [block.out_side for block in last.values()] == [56, 28, 14, 7]
+    assert [b.convs[1].out_channels for b in last.values()] == [128, 256, 512, 1024]
+    assert [block.out_channels for block in last.values()] == [256, 512, 1024, 2048]
+    assert {32} == {block.convs[1].groups for block in layout.blocks}
+
+
+def _main_path(block: Block) -> tuple[Conv, ...]:
+    return tuple(step for step in block.steps if isinstance(step, Conv))
 
 
 @given(spec=any_specs())
 def test_stride_and_projection(spec: ResNeXtSpec) -> None:
-    """The stride sits in the 3x3; a projection stands just where the shape changes."""
+    """The first 3x3 alone strides; a projection stands just where the option has it."""
     layout = spec.layout(spec.total_stride)
     for block in layout.blocks:
-        assert (block.conv1.stride, block.conv3.stride) == (1, 1)
-        given_shape = (block.conv1.in_channels, block.conv1.in_side)
-        changes = given_shape != (block.conv3.out_channels, block.conv3.out_side)
-        strided = block.conv2.stride == 2
-        wanted = spec.shortcut == "projection" and (changes or strided)
-        assert wanted == (block.projection is not None)
+        convs = _main_path(block)
+        first = next(conv for conv in convs if conv.kernel_size == 3)
+        assert first.stride == block.stride
+        assert all(conv.stride == 1 for conv in convs if conv is not first)
+        changes = block.stride == 2 or block.in_channels != block.out_channels
+        wanted = {"A": False, "B": changes, "C": True, "none": False}
+        assert wanted[spec.shortcut] == bool(block.projection)
 
 
 @given(spec=any_specs())
 def test_layers_chain(spec: ResNeXtSpec) -> None:
     """Each layer takes what the one before puts out, and the depth counts them all."""
-    layout = spec.layout(spec.total_stride + 5)
-    main = [conv for block in layout.blocks for conv in block.convs[:3]]
+    layout = replace(spec, block_form="c").layout(spec.total_stride + 5)
+    main = [conv for block in layout.blocks for conv in _main_path(block)]
     for before, after in pairwise(main):
         assert (before.out_channels, before.out_side) == (
             after.in_channels,
@@ -233,6 +246,32 @@ def test_layers_chain(spec: ResNeXtSpec) -> None:
         )
     assert main[-1].out_channels == layout.head.in_features == spec.out_channels[-1]
     assert spec.depth == len(main) + 2
+    for block in layout.blocks:
+        first, last = _main_path(block)[0], _main_path(block)[-1]
+        assert (block.in_channels, block.in_side) == (first.in_channels, first.in_side)
+        assert (block.out_channels, block.out_side) == (
+            last.out_channels,
+            last.out_side,
+        )
+
+
+@given(spec=any_specs())
+def test_branches_split_the_grouped_block(spec: ResNeXtSpec) -> None:
+    """Forms a and b have C branches of width d with as many weights as form c."""
+    spec = replace(spec, family="paper")
+    forms = {
+        form: replace(spec, block_form=form).layout(spec.total_stride).blocks
+        for form in get_args(BlockForm)
+    }
+    for blocks in zip(*forms.values(), strict=True):
+        a, b, c = map(_main_path, blocks)
+        cardinality = spec.cardinalities[blocks[0].stage - 1]
+        assert [conv.branches for conv in a] == [cardinality] * len(a)
+        assert [conv.branches for conv in b] == [cardinality] * (len(b) - 1) + [1]
+        for one in zip(a, b, c, strict=True):
+            assert len({conv.num_weights * conv.branches for conv in one}) == 1
+            assert len({(conv.in_side, conv.stride) for conv in one}) == 1
+            assert all(conv.groups == 1 for conv in one[:2])
 
 
 def test_with_setting() -> None:
