@@ -15,6 +15,10 @@ ROOMS: dict[str, set[str]] = {
     "names": set(),
     "complexity": set(),
     "costs": {"complexity"},
+    "space": {"complexity", "costs"},
+    "wavelet": {"costs"},
+    "halves": {"costs", "wavelet"},
+    "feasible": {"complexity", "costs", "halves", "space"},
     "matching": {"complexity"},
     # records
     "config": {"matching", "names"},
