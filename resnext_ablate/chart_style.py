@@ -62,10 +62,13 @@ def template(scheme: Literal["light", "dark"]) -> dict[str, Any]:
         "zerolinecolor": _AXIS[scheme],
         "linecolor": _AXIS[scheme],
         "tickcolor": _AXIS[scheme],
+        "tickfont": {"size": 12},
+        "title": {"font": {"size": 13}, "standoff": 10},
     }
     return {
         "layout": {
             "font": {"family": _FONT, "size": 13, "color": _INK[scheme]},
+            "annotationdefaults": {"font": {"size": 12}},
             "paper_bgcolor": "rgba(0,0,0,0)",
             "plot_bgcolor": "rgba(0,0,0,0)",
             "xaxis": axis,
@@ -106,17 +109,21 @@ def new_figure(title: str, *, height: int) -> go.Figure:
 def log2_axis(values: Sequence[float]) -> dict[str, Any]:
     """A logarithmic axis that ticks at the values themselves, which are few."""
     ticks = sorted(set(values))
-    low, high = math.log10(ticks[0] / 1.45), math.log10(ticks[-1] * 1.45)
     if len(ticks) > MAX_LABELLED:
         ticks = [2**i for i in range(math.ceil(math.log2(ticks[-1])) + 1)]
     return {
         "type": "log",
-        "range": [low, high],
+        "range": list(log2_range(values)),
         "tickmode": "array",
         "tickvals": ticks,
         "ticktext": [f"{tick:g}" for tick in ticks],
         "minor": {"showgrid": False},
     }
+
+
+def log2_range(values: Sequence[float]) -> tuple[float, float]:
+    """Ends of that axis, half a doubling beyond the values, as powers of ten."""
+    return math.log10(min(values) / 1.45), math.log10(max(values) * 1.45)
 
 
 def padded(low: float, high: float, *, share: float = 0.08) -> list[float]:

@@ -141,8 +141,8 @@ class TrainConfig(_Part):
     """Where the step schedule drops, as fractions of the epochs (150, 225 of 300)."""
     step_factor: float = Field(default=0.1, gt=0, le=1)
     """What the learning rate is multiplied with at each drop."""
-    warmup_epochs: float = Field(default=0.0, ge=0)
-    """Linear rise from zero before the schedule; the rise of one_cycle."""
+    warmup_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the epochs in which the rate first rises in a straight line."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where a short timed probe finds it faster."""
@@ -155,11 +155,6 @@ class TrainConfig(_Part):
             raise ValueError(
                 "step_milestones must rise and lie between 0 and 1, got "
                 f"{list(marks)}; the paper's are [0.5, 0.75]"
-            )
-        if self.warmup_epochs >= self.epochs:
-            raise ValueError(
-                f"warmup_epochs must be less than epochs ({self.epochs}), got "
-                f"{self.warmup_epochs:g}"
             )
         if self.nesterov and self.momentum == 0:
             raise ValueError("nesterov = true needs momentum above 0")

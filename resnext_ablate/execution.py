@@ -44,6 +44,8 @@ _CHILD_ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
     "THP_MEM_ALLOC_ENABLE": "1",
+    # Without it cuBLAS has no deterministic mode; it must stand before CUDA starts.
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
 }
 
 
@@ -183,13 +185,6 @@ def devices(wanted: str) -> tuple[str, ...]:
     )
 
 
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def execute(
     job: Job, *, dataset: data.Dataset, on_epoch: Callable[[EpochRecord], None]
 ) -> RunRecord:
@@ -198,9 +193,9 @@ def execute(
     started_at = datetime.now(UTC).isoformat(timespec="seconds")
     epochs: list[EpochRecord] = []
 
-    def keep(metrics: training.EpochMetrics) -> None:
-        epochs.append(EpochRecord(**dataclasses.asdict(metrics)))
-        on_epoch(epochs[-1])
+    def keep(epoch: EpochRecord) -> None:
+        epochs.append(epoch)
+        on_epoch(epoch)
 
     def ended(state: records.RunState, reason: str) -> RunRecord:
         return RunRecord(

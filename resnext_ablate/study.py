@@ -21,7 +21,7 @@ from types import FrameType
 
 import torch
 
-from resnext_ablate import data, execution, model, records, training, trials
+from resnext_ablate import data, execution, hardware, model, records, trials
 from resnext_ablate.config import StudyConfig, differences, load_study
 from resnext_ablate.matching import Match, certify, match
 from resnext_ablate.records import Cell, NetRecord, Plan
@@ -230,13 +230,13 @@ def _resolve(
     found = execution.devices(run.device)
     run = run.model_copy(update={"device": found[0].partition(":")[0]})
     if run.executors == "auto":
-        count = execution.usable_cores() if found == ("cpu",) else len(found)
+        count = hardware.usable_cores() if found == ("cpu",) else len(found)
         run = run.model_copy(update={"executors": count})
     if train.precision == "auto":
         precision = (
             earlier.train.precision
             if earlier
-            else training.resolve_precision("auto", device=torch.device(found[0]))
+            else hardware.resolve_precision("auto", device=torch.device(found[0]))
         )
         train = train.model_copy(update={"precision": precision})
     assert isinstance(run.executors, int)
@@ -295,7 +295,7 @@ def _provenance(
         "command": command,
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
         **records.environment(),
-        "cpu": f"{records.cpu_name()}, {execution.usable_cores()} cores",
+        "cpu": hardware.device_name(torch.device("cpu")),
         "gpu": ", ".join(gpus),
         "data_name": info.name,
         "data_checksum": info.checksum,

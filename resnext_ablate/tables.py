@@ -61,12 +61,12 @@ def write_table(frame: pd.DataFrame, stem: Path, *, provenance: dict[str, str]) 
     """Writes `stem`.csv and `stem`.parquet; Parquet carries the provenance in attrs."""
     frame = frame.copy()
     frame.attrs = dict(provenance)
-    for suffix, write in (
-        (".csv", lambda path: frame.to_csv(path, index=False)),
-        (".parquet", lambda path: frame.to_parquet(path, index=False)),
-    ):
+    for suffix in (".csv", ".parquet"):
         temporary = stem.with_name(f".{stem.name}{suffix}")
-        write(temporary)
+        if suffix == ".csv":
+            frame.to_csv(temporary, index=False)
+        else:
+            frame.to_parquet(temporary, index=False)
         temporary.replace(stem.with_name(stem.name + suffix))
 
 

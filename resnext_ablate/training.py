@@ -33,10 +33,11 @@ from resnext_ablate.hardware import (
     kernel_choice,
     peak_memory_mib,
     reset_peak_memory,
+    resolve_precision,
     synchronised_time_s,
 )
-from resnext_ablate.hardware import resolve_precision as resolve_precision
 from resnext_ablate.model import build
+from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
 _CUDA_CHECK_INTERVAL = 100
@@ -46,30 +47,10 @@ _EVAL_BATCH_FACTOR = 4
 
 
 @dataclass(frozen=True)
-class EpochMetrics:
-    """What one epoch gave. Times are of its training part."""
-
-    epoch: int
-    """From 1."""
-    train_loss: float
-    """As minimised, label smoothing included, on augmented batches as they passed."""
-    train_error_pct: float
-    """On the same augmented batches."""
-    val_loss: float
-    val_error_pct: float
-    learning_rate: float
-    """At the last step."""
-    time_s: float
-    images_per_s: float
-    peak_memory_mib: float
-    """Largest since the run began: of tensors on CUDA, of the process on a CPU."""
-
-
-@dataclass(frozen=True)
 class RunResult:
     """A finished run."""
 
-    epochs: tuple[EpochMetrics, ...]
+    epochs: tuple[EpochRecord, ...]
     test_loss: float
     test_error_pct: float
     train_time_s: float
@@ -93,7 +74,7 @@ class NonFiniteLossError(RuntimeError):
     def __init__(self, *, split: str, loss: float, epoch: int, step: int) -> None:
         super().__init__(
             f"{split} loss is {loss} at epoch {epoch}, step {step}; a lower "
-            "train.learning_rate or some train.warmup_epochs may help."
+            "train.learning_rate or some train.warmup_fraction may help."
         )
         self.epoch = epoch
         self.step = step
@@ -108,22 +89,18 @@ def train(
     seed: int,
     device: torch.device,
     deterministic: bool,
-    on_epoch: Callable[[EpochMetrics], None],
+    on_epoch: Callable[[EpochRecord], None],
 ) -> RunResult:
     """Trains a net and scores the test split once, with the last epoch's weights.
-
-    The seed gives the initial weights, and apart from them the order, crops and
-    mirrorings of the images, which are the same for every net.
 
     Args:
         spec: the net; must fit the data set.
         config: how to train. Precision "auto" is resolved here on its own.
         data_config: padding of the crops and whether to mirror.
         dataset: on the same device.
-        seed: at least 0.
+        seed: gives the weights, and the same draws of images for every net.
         device: where to train. On a CPU the caller sets the number of threads.
-        deterministic: the same seed gives the same numbers on the same hardware. Where
-            torch has no such kernel it warns.
+        deterministic: same seed, same numbers on the same hardware.
         on_epoch: told each epoch's metrics. What it raises ends the run.
 
     Raises:
@@ -132,12 +109,9 @@ def train(
     """
     _check_fit(spec, dataset=dataset)
     precision = resolve_precision(config.precision, device=device)
-    weights = torch.Generator().manual_seed(_weights_seed(seed))
     reset_peak_memory(device)
     with kernel_choice(deterministic=deterministic):
-        model = build(spec, generator=weights).to(device)
-        if config.channels_last:
-            model = model.to(memory_format=torch.channels_last)
+        model = _initial_model(spec, seed=seed, device=device, config=config)
         run = _Run(
             model=model,
             optimizer=make_optimizer(model, config=config),
@@ -153,19 +127,29 @@ def train(
             epochs.append(_run_epoch(run, epoch=epoch))
             on_epoch(epochs[-1])
         test = _evaluate(run, dataset.test, name="test", epoch=config.epochs)
-    train_time_s = sum(metrics.time_s for metrics in epochs)
+    time_s = sum(metrics.time_s for metrics in epochs)
     images = _steps_per_epoch(run) * _batch_size(run) * config.epochs
     return RunResult(
         epochs=tuple(epochs),
         test_loss=test.loss,
         test_error_pct=test.error_pct,
-        train_time_s=train_time_s,
-        images_per_s=images / train_time_s,
+        train_time_s=time_s,
+        images_per_s=images / time_s,
         peak_memory_mib=peak_memory_mib(device),
         device=device_name(device),
         precision=precision,
         correct=test.correct,
     )
+
+
+def _initial_model(
+    spec: ResNeXtSpec, *, seed: int, device: torch.device, config: TrainConfig
+) -> nn.Module:
+    weights = torch.Generator().manual_seed(_weights_seed(seed))
+    model = build(spec, generator=weights).to(device)
+    if config.channels_last:
+        return model.to(memory_format=torch.channels_last)
+    return model
 
 
 def learning_rate(config: TrainConfig, *, step: int, steps_per_epoch: int) -> float:
@@ -177,7 +161,7 @@ def learning_rate(config: TrainConfig, *, step: int, steps_per_epoch: int) -> fl
     both over what the warm-up left and to zero just after the last step.
     """
     total = config.epochs * steps_per_epoch
-    warmup = config.warmup_epochs * steps_per_epoch
+    warmup = config.warmup_fraction * total
     if step < warmup:
         return config.learning_rate * min(1.0, (step + 1) / warmup)
     left = (total - step) / (total - warmup)
@@ -235,11 +219,11 @@ class _Passed:
     time_s: float
 
 
-def _run_epoch(run: _Run, *, epoch: int) -> EpochMetrics:
+def _run_epoch(run: _Run, *, epoch: int) -> EpochRecord:
     passed = _train_epoch(run, epoch=epoch)
     val = _evaluate(run, run.dataset.val, name="validation", epoch=epoch)
     steps = _steps_per_epoch(run)
-    return EpochMetrics(
+    return EpochRecord(
         epoch=epoch,
         train_loss=passed.loss,
         train_error_pct=passed.error_pct,
@@ -334,7 +318,7 @@ def _evaluate(run: _Run, split: Split, *, name: str, epoch: int) -> _Score:
     if not math.isfinite(loss):
         steps = _steps_per_epoch(run)
         raise NonFiniteLossError(split=name, loss=loss, epoch=epoch, step=steps)
-    return _Score(loss, 100 * (1 - float(correct.mean())), correct)
+    return _Score(loss, 100 * int((~correct).sum()) / len(correct), correct)
 
 
 def _autocast(run: _Run) -> torch.autocast:

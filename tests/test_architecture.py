@@ -26,10 +26,11 @@ ROOMS: dict[str, set[str]] = {
     "tables": {"config", "records"},
     # compute
     "model": {"names"},
-    "images": {"config"},
+    "hardware": set(),
+    "images": {"config", "hardware"},
     "sources": {"config", "images"},
     "data": {"config", "images", "sources"},
-    "training": {"config", "data", "model"},
+    "training": {"config", "data", "hardware", "model", "records"},
     "execution": {"config", "data", "records", "training"},
     "trials": {"records"},
     "schedule": {"config", "execution", "records", "trials"},
@@ -37,17 +38,21 @@ ROOMS: dict[str, set[str]] = {
         "config",
         "data",
         "execution",
+        "hardware",
         "matching",
         "model",
         "records",
         "schedule",
-        "training",
         "trials",
     },
     # evidence
     "stats": set(),
-    "charts": {"stats"},
-    "report": {"charts", "stats", "tables"},
+    "verdicts": {"stats"},
+    "chart_style": set(),
+    "charts": {"chart_style"},
+    "figures": {"chart_style", "charts"},
+    "page": {"chart_style", "tables"},
+    "report": {"charts", "figures", "page", "stats", "tables", "verdicts"},
     # face
     "answers": {
         "complexity",
@@ -77,13 +82,13 @@ ROOMS: dict[str, set[str]] = {
 
 # Who alone may use a library that is heavy or that one room is to hide.
 KEEPERS = {
-    "torch": {"model", "data", "training", "execution", "study"},
+    "torch": {"hardware", "model", "data", "training", "execution", "study"},
     "torchvision": {"sources"},
     "sklearn": {"sources"},
     "optuna": {"trials", "schedule"},
     "fvcore": {"model"},
     "pydantic": {"config"},
-    "plotly": {"charts", "report"},
+    "plotly": {"chart_style", "figures", "page", "report"},
     "typer": {"cli"},
     "rich": {"terminal"},
 }

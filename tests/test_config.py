@@ -145,7 +145,7 @@ def test_overrides_are_parsed_as_toml_and_bare_words_are_strings(
         ),
         (
             MINIMAL + "\n[run]\nexecutors = 0\n",
-            "run.executors: must be 'auto' or must be greater than or equal to 1, got 0.",
+            "must be 'auto' or must be greater than or equal to 1, got 0.",
         ),
         (MINIMAL + "\n[run]\ndevice = 'gpu'\n", "run.device: "),
         ("name = ", "study file DIR/study.toml: not valid TOML: "),

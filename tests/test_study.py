@@ -1,19 +1,23 @@
 """Whole studies by real processes: run, kill, resume, refuse."""
 
+import contextlib
 import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
+from PIL import Image
 
 STUDY = """\
 name = "tiny"
@@ -91,15 +95,19 @@ def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 def epochs_seen(folder: Path) -> int:
-    """Epochs that RUNNING trials have reported, by the storage."""
-    if not (folder / "results" / "tiny" / "study.db").exists():
-        return 0
+    """Epochs that RUNNING trials have reported, read beside the scheduler."""
+    path = folder / "results" / "tiny" / "study.db"
+    query = (
+        "SELECT COUNT(*) FROM trial_intermediate_values JOIN trials USING (trial_id) "
+        "WHERE state = 'RUNNING'"
+    )
     try:
-        trials = trials_of(folder)
-    except (KeyError, optuna.exceptions.StorageInternalError):
+        with contextlib.closing(
+            sqlite3.connect(f"file:{path}?mode=ro", uri=True)
+        ) as db:
+            return int(db.execute(query).fetchone()[0])
+    except sqlite3.OperationalError:  # not there yet
         return 0
-    running = [trial for trial in trials if trial.state == TrialState.RUNNING]
-    return sum(len(trial.intermediate_values) for trial in running)
 
 
 def children_of(process: int) -> list[int]:
@@ -394,3 +402,65 @@ def test_status_and_ls_tell_of_a_study(unbroken: Path) -> None:
         found = value[0] if isinstance(value, list) else value
         assert found["study"] == "tiny"
     assert found["complete"] == 4
+
+
+def image_folder(root: Path) -> Path:
+    """Three classes of real JPEG files, each in its own colour."""
+    colours = {"blue": (20, 40, 200), "green": (30, 180, 60), "red": (210, 40, 30)}
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 20), ("test", 6)):
+        for name, colour in colours.items():
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                noise = rng.integers(-20, 20, size=(12, 12, 3))
+                pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.jpg", quality=90)
+    return root
+
+
+FOLDER_STUDY = [
+    "data.name=imagefolder",
+    "data.root=images",
+    "train.epochs=4",
+    "train.batch_size=16",
+    "run.seeds=1",
+]
+
+
+def test_own_images_with_a_truncated_file_run_to_a_report(tmp_path: Path) -> None:
+    """Colours are learned from folders; the broken file is named, not fatal."""
+    folder = image_folder(tmp_path / "images")
+    broken = folder / "train" / "red" / "7.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    done = run(tmp_path, *FOLDER_STUDY)
+    assert done.returncode == 0, done.stderr
+    runs = runs_of(tmp_path)
+    assert list(runs.state) == ["complete", "complete"]
+    assert (runs.test_error_pct < 20).all()
+    parquet = pd.read_parquet(tmp_path / "results" / "tiny" / "runs.parquet")
+    assert parquet.attrs["corrupt_files"] == "train/red/7.jpg"
+    assert parquet.attrs["data_counts"] == "53 train, 6 val, 18 test"
+    assert "train/red/7.jpg" in (
+        tmp_path / "results" / "tiny" / "report.html"
+    ).read_text(encoding="utf-8")
+
+
+def test_empty_class_folder_is_refused_by_name(tmp_path: Path) -> None:
+    """A class without images is a mistake in the data, told before anything runs."""
+    folder = image_folder(tmp_path / "images")
+    (folder / "train" / "yellow").mkdir()
+    done = run(tmp_path, *FOLDER_STUDY)
+    assert done.returncode == 2
+    assert "yellow" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_changed_images_are_not_mixed_with_earlier_results(tmp_path: Path) -> None:
+    """Results of other images under the same study name are refused."""
+    folder = image_folder(tmp_path / "images")
+    assert run(tmp_path, *FOLDER_STUDY).returncode == 0
+    (folder / "train" / "red" / "7.jpg").unlink()
+    done = run(tmp_path, *FOLDER_STUDY)
+    assert done.returncode == 2
+    assert "the images are not those of the results so far" in done.stderr

@@ -1,0 +1,279 @@
+"""From a study's tables to its verdicts: two tables and one HTML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, TypeVar
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from resnext_ablate import charts, figures, page, stats, verdicts
+from resnext_ablate.spec import InputError
+from resnext_ablate.tables import StudyTables, write_table
+
+_MEASURES = (
+    "val_error_pct",
+    "train_error_pct",
+    "train_time_s",
+    "images_per_s",
+    "time_per_image_ms",
+    "peak_memory_mib",
+)
+_COMPARISON_COLUMNS = {
+    "variant": "variant",
+    "reference": "reference",
+    "num_variant": "n_variant",
+    "num_reference": "n_reference",
+    "difference": "difference_pct",
+    "low": "ci_low",
+    "high": "ci_high",
+    "p_value": "p_value",
+    "p_corrected": "p_corrected",
+    "correction": "correction",
+    "p_equivalent": "p_equivalent",
+    "margin": "margin_pct",
+    "detectable": "detectable_pct",
+    "seeds_to_decide": "seeds_to_decide",
+    "verdict": "verdict",
+    "explanation": "explanation",
+}
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What a report found and where it lies."""
+
+    variants: pd.DataFrame
+    """One row per variant: nets columns, n, mean, sd and interval of the test error."""
+    comparisons: pd.DataFrame
+    """One row per variant that is not the reference."""
+    html: Path
+    verdict: str
+
+
+def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
+    """Writes `variants`, `comparisons` (CSV and Parquet) and `report.html`.
+
+    Args:
+        tables: a study, also one that is not complete.
+        folder: where the files go; made if it is not there.
+
+    Raises:
+        InputError: `report.paper` names no rows of the paper.
+    """
+    complete = tables.runs[tables.runs["state"] == "complete"]
+    variants = variants_table(tables.nets, complete)
+    found = _compare(tables, complete)
+    comparisons = comparisons_table(found)
+    verdict = _verdict(tables, complete, found)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_table(variants, folder / "variants", provenance=tables.provenance)
+    write_table(comparisons, folder / "comparisons", provenance=tables.provenance)
+    html = folder / "report.html"
+    evidence = page.Evidence(
+        verdict=verdict,
+        variants=variants,
+        comparisons=comparisons,
+        figures=_drawn(tables, complete, variants, comparisons),
+    )
+    text = page.render(tables, evidence)
+    temporary = html.with_name(f".{html.name}")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(html)
+    return ReportFiles(variants, comparisons, html, verdict)
+
+
+def variants_table(nets: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
+    """The nets with what their complete runs measured.
+
+    Args:
+        nets: one row per variant.
+        complete: the runs that count.
+    """
+    errors = _errors(nets, complete)
+    summaries = [stats.summarize(errors[variant]) for variant in nets["variant"]]
+    table = nets.reset_index(drop=True).assign(
+        n=[summary.num_runs for summary in summaries],
+        test_error_pct_mean=[summary.mean for summary in summaries],
+        test_error_pct_sd=[summary.sd for summary in summaries],
+        test_error_pct_ci_low=[summary.low for summary in summaries],
+        test_error_pct_ci_high=[summary.high for summary in summaries],
+    )
+    timed = complete.assign(time_per_image_ms=1000.0 / complete["images_per_s"])
+    means = timed.groupby("variant", observed=True)[list(_MEASURES)].mean()
+    means = means.reindex(table["variant"]).add_suffix("_mean").reset_index(drop=True)
+    return pd.concat([table, means], axis=1)
+
+
+def epochs_of(epochs: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
+    """The epochs of complete runs."""
+    return epochs.merge(complete[["variant", "seed"]], on=["variant", "seed"])
+
+
+def _errors(nets: pd.DataFrame, complete: pd.DataFrame) -> dict[str, stats.Floats]:
+    by_variant = dict(iter(complete.groupby("variant", observed=True)))
+    return {
+        variant: by_variant[variant]["test_error_pct"].dropna().to_numpy(dtype=float)
+        if variant in by_variant
+        else pd.Series(dtype=float).to_numpy()
+        for variant in nets["variant"]
+    }
+
+
+def _reference(nets: pd.DataFrame) -> str:
+    return str(nets.loc[nets["is_reference"], "variant"].iloc[0])
+
+
+def _compare(
+    tables: StudyTables, complete: pd.DataFrame
+) -> tuple[verdicts.Comparison, ...]:
+    return verdicts.compare(
+        _errors(tables.nets, complete),
+        reference=_reference(tables.nets),
+        margin=tables.config.report.equivalence_margin_pct,
+    )
+
+
+def comparisons_table(found: tuple[verdicts.Comparison, ...]) -> pd.DataFrame:
+    """One row for each comparison; unknown and uncountable numbers are missing."""
+    rows = [dataclasses.asdict(comparison) for comparison in found]
+    table = pd.DataFrame(rows, columns=list(_COMPARISON_COLUMNS))
+    table["seeds_to_decide"] = table["seeds_to_decide"].replace(math.inf, math.nan)
+    return table.rename(columns=_COMPARISON_COLUMNS)
+
+
+def _verdict(
+    tables: StudyTables, complete: pd.DataFrame, found: tuple[verdicts.Comparison, ...]
+) -> str:
+    sentence = verdicts.study_verdict(
+        _errors(tables.nets, complete),
+        found,
+        reference=_reference(tables.nets),
+        setting=equality(tables.nets),
+    )
+    num_complete = len(complete)
+    if num_complete < tables.num_planned:
+        num_failed = len(tables.runs) - num_complete
+        failures = f"; {num_failed} failed" if num_failed else ""
+        sentence += (
+            f" {num_complete} of {tables.num_planned} runs are complete{failures}."
+        )
+    return sentence
+
+
+def equality(nets: pd.DataFrame) -> str:
+    """What the variants share, such as "At equal FLOPs (within 2.6 %)"."""
+    for column, word in (("macs", "FLOPs"), ("params", "parameters")):
+        worst = float(nets[f"{column}_error_pct"].abs().max())
+        if worst == 0:
+            return f"At equal {word}"
+        if worst <= charts.EQUAL_PCT:
+            return f"At equal {word} (within {max(worst, 0.1):.1f} %)"
+    ratios = 1 + nets["macs_error_pct"] / 100
+    return f"With {ratios.min():.2g} to {ratios.max():.2g} times the reference's FLOPs"
+
+
+def _matched_paper(tables: StudyTables) -> pd.DataFrame:
+    """The paper's rows of this study, each with the variant it belongs to.
+
+    A row belongs to the one variant of its cardinality; where several share that, to
+    the one of the same net. `paper_difference` is against the paper's own reference,
+    the row that our reference belongs to.
+    """
+    key = tables.config.report.paper
+    columns = [
+        "variant",
+        "setting",
+        "cardinality",
+        "paper_difference",
+        "model",
+        "source",
+    ]
+    if key is None:
+        return pd.DataFrame(columns=columns)
+    rows = load_paper(key)
+    nets = tables.nets
+    unique = rows["cardinality"].is_unique and nets["cardinality"].is_unique
+    on = "cardinality" if unique else "name"
+    matched = rows.merge(nets[[on, "variant", "is_reference"]], on=on)
+    own = matched.loc[matched["is_reference"].astype(bool), "top1_error_pct"]
+    if own.empty:
+        return pd.DataFrame(columns=columns)
+    matched["paper_difference"] = matched["top1_error_pct"] - own.iloc[0]
+    return matched[columns]
+
+
+def load_paper(key: str) -> pd.DataFrame:
+    """Numbers of the ResNeXt paper (arXiv:1611.05431).
+
+    Args:
+        key: table and model, such as "table3/ResNet-50".
+
+    Raises:
+        InputError: there are no such rows; the message names those that are.
+    """
+    with (
+        importlib.resources.files("resnext_ablate").joinpath("paper.csv").open() as file
+    ):
+        rows = pd.read_csv(file)
+    keys = rows["table"] + "/" + rows["model"]
+    if key not in set(keys):
+        known = ", ".join(dict.fromkeys(keys))
+        raise InputError(f"report.paper: no rows {key!r}; known: {known}.")
+    return rows[keys == key].reset_index(drop=True)
+
+
+def _drawn(
+    tables: StudyTables,
+    complete: pd.DataFrame,
+    variants: pd.DataFrame,
+    comparisons: pd.DataFrame,
+) -> tuple[page.Figure, ...]:
+    """The charts that this study has data for, in reading order."""
+    if complete.empty:
+        return ()
+    paper = _matched_paper(tables)
+    drawn = []
+    if variants["cardinality"].nunique() > 1:
+        cardinality = charts.cardinality_data(
+            variants, complete, comparisons=comparisons, paper=paper
+        )
+        drawn.append(
+            _figure("error-cardinality", figures.cardinality_figure, cardinality)
+        )
+    if comparisons["difference_pct"].notna().any():
+        differences = charts.differences_data(comparisons, variants)
+        drawn.append(_figure("differences", figures.differences_figure, differences))
+    if paper["variant"].isin(comparisons["variant"]).any():
+        beside = charts.paper_data(variants, comparisons, paper=paper)
+        drawn.append(_figure("paper", figures.paper_figure, beside))
+    curves = charts.curves_data(epochs_of(tables.epochs, complete), variants)
+    if len(curves.curves):
+        drawn.append(_figure("curves", figures.curves_figure, curves))
+    time = charts.time_data(variants, complete)
+    drawn.append(_figure("time", figures.points_figure, time))
+    for currency in charts.CURRENCIES if len(variants) > 1 else ():
+        points = charts.complexity_data(variants, complete, currency=currency)
+        drawn.append(_figure(f"error-{currency}", figures.points_figure, points))
+    return tuple(drawn)
+
+
+class _Worded(Protocol):
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def note(self) -> str: ...
+
+
+_Data = TypeVar("_Data", bound=_Worded)
+
+
+def _figure(key: str, draw: Callable[[_Data], go.Figure], data: _Data) -> page.Figure:
+    return page.Figure(key, draw(data), data.title, data.note)

@@ -1,0 +1,67 @@
+"""The README's own commands and code do what it says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+
+PROGRAM = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+
+
+def test_two_shell_blocks_are_whole_commands() -> None:
+    """The two commands each set up all they need; continuous integration runs them."""
+    first, second = blocks("bash")
+    for command in (first, second):
+        assert command.startswith("python3 -m venv .venv && .venv/bin/pip install")
+    assert first.rstrip().endswith("resnext-ablate run studies/quickstart.toml")
+    assert second.rstrip().endswith(".venv/bin/pytest")
+
+
+def test_console_block_is_what_the_command_prints() -> None:
+    """The output shown for `match` is the output, to the letter."""
+    shown = next(block for block in blocks("console") if " match " in block)
+    command, _, output = shown.partition("\n")
+    arguments = command.removeprefix("$ resnext-ablate ").split()
+    done = subprocess.run(
+        [*PROGRAM, *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == output
+
+
+def test_every_module_stands_in_the_file_map() -> None:
+    """The file map names each module once, and none that is gone."""
+    table = README.partition("## File map")[2]
+    named = re.findall(r"`(\w+)\.py`", table)
+    modules = {path.stem for path in (REPOSITORY / "resnext_ablate").glob("*.py")}
+    assert len(named) == len(set(named))
+    assert set(named) - {"test_architecture"} == modules - {"__init__"}
+
+
+@pytest.mark.slow
+def test_python_block_runs_as_printed(tmp_path: Path) -> None:
+    """The ten lines for a notebook match, build, run and load tables."""
+    (tmp_path / "studies").symlink_to(REPOSITORY / "studies")
+    (code,) = blocks("python")
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mean" in done.stdout
+    folder = tmp_path / "results" / "quickstart" / "runs"
+    assert len(list(folder.glob("*.json"))) >= 12
