@@ -19,7 +19,8 @@ ROOMS: dict[str, set[str]] = {
     "wavelet": {"costs"},
     "halves": {"costs", "wavelet"},
     "feasible": {"complexity", "costs", "halves", "space"},
-    "matching": {"complexity"},
+    "tightest": {"costs", "feasible", "space"},
+    "matching": {"complexity", "space", "tightest"},
     # records
     "config": {"matching", "names"},
     "records": set(),
