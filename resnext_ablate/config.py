@@ -24,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from resnext_ablate.matching import Hold
+from resnext_ablate.matching import Hold, Widths
 from resnext_ablate.names import parse_setting, parse_spec
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
@@ -52,6 +52,8 @@ class NetConfig(_Part):
     """In place of `cardinality`: settings such as "2x20d", or whole names."""
     hold: Hold = "macs"
     """What is held equal."""
+    widths: Widths = "doubling"
+    """Whether widths double by stage; free or auto reach tolerances below 1 %."""
     tolerance_pct: float = Field(default=5.0, gt=0, le=100)
     """Largest difference from the reference, in percent of what is held."""
 

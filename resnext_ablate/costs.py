@@ -9,8 +9,7 @@ its coefficients, so there is no second formula that can drift from the shapes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from fractions import Fraction
-from functools import reduce
+from functools import lru_cache, reduce
 from itertools import product
 from typing import Literal, get_args
 
@@ -31,12 +30,8 @@ LARGEST_COST = 2**62
 """No cost may pass this, so that sums and differences of two stay within int64."""
 
 _NODES = (1, 2, 3)
-# Row p of the inverse Vandermonde matrix: x^p's coefficient from values at the nodes.
-_INTERPOLATION = (
-    (Fraction(3), Fraction(-3), Fraction(1)),
-    (Fraction(-5, 2), Fraction(4), Fraction(-3, 2)),
-    (Fraction(1, 2), Fraction(-1), Fraction(1, 2)),
-)
+# Row p of twice the inverse Vandermonde matrix: x^p's coefficient from the nodes.
+_INTERPOLATION = ((6, -6, 2), (-5, 8, -3), (1, -2, 1))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +55,7 @@ class NetCosts:
     stages: tuple[tuple[Term, ...], ...]
 
 
+@lru_cache(maxsize=1024)
 def net_costs(template: ResNeXtSpec, image_size: int) -> NetCosts:
     """The coefficients of a template; its cardinality, widths and depths are free.
 
@@ -212,16 +208,14 @@ def _terms(
 
 
 def _coefficient(values: dict[tuple[int, int], int], i: int, j: int) -> int:
-    total = sum(
-        (
-            _INTERPOLATION[i][p] * _INTERPOLATION[j][q] * values[c, d]
-            for p, c in enumerate(_NODES)
-            for q, d in enumerate(_NODES)
-        ),
-        Fraction(0),
+    four_times = sum(
+        _INTERPOLATION[i][p] * _INTERPOLATION[j][q] * values[c, d]
+        for p, c in enumerate(_NODES)
+        for q, d in enumerate(_NODES)
     )
-    assert total.denominator == 1, "a block's cost is no polynomial with whole numbers"
-    return int(total)
+    coefficient, rest = divmod(four_times, 4)
+    assert rest == 0, "a block's cost is no polynomial with whole coefficients"
+    return coefficient
 
 
 def _check_additive(template: ResNeXtSpec, image_size: int, costs: NetCosts) -> None:

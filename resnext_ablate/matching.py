@@ -2,7 +2,8 @@
 
 The paper holds the parameters of a block (Eq. 4, Table 2); whole nets then drift apart
 by a few percent of macs. Here the width is solved in the currency that is to be held,
-and every match states its residual in all of them.
+and every match states its residual in all of them. Where no whole base width that
+doubles by stage comes near enough, each stage may take a width of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +17,13 @@ from typing import Literal, get_args
 from resnext_ablate.complexity import Complexity, block_params, complexity
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
-Hold = Literal["block_params", "macs", "params"]
-"""What is held: parameters of a stage-1 block (Eq. 4), the net's macs or params."""
+Hold = Literal["block_params", "macs", "params", "activations"]
+"""What is held: parameters of a stage-1 block (Eq. 4), or what the whole net costs."""
+Widths = Literal["doubling", "free", "auto"]
+"""Whether d doubles by stage as in the paper or is free in each stage; auto: doubles
+where a whole base width is within the tolerance, else free."""
+WhenNone = Literal["refuse", "nearest"]
+"""What becomes of a cardinality that no width brings within the tolerance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +46,7 @@ class Match:
             "block_params": self.block_params_error_pct,
             "macs": self.macs_error_pct,
             "params": self.params_error_pct,
+            "activations": self.activations_error_pct,
         }
         return errors[hold]
 
@@ -52,11 +59,14 @@ def match(
     tolerance_pct: float,
     image_size: int,
     reference: ResNeXtSpec | None = None,
+    widths: Widths = "doubling",
+    when_none: WhenNone = "refuse",
 ) -> tuple[Match, ...]:
-    """The template at each cardinality, at the width nearest to the reference's budget.
+    """The template at each cardinality, at widths that meet the reference's budget.
 
-    Widths double from stage to stage; the base width is the one unknown, and it is the
-    best of all whole numbers from 1 up.
+    Where widths double, the base width is the one unknown, and it is the best of all
+    whole numbers from 1 up. Where they are free, of all nets within the tolerance the
+    one nearest to doubling is taken (`tightest.nearest_to_doubling` has the distance).
 
     Args:
         template: gives all but cardinality and widths.
@@ -65,6 +75,9 @@ def match(
         tolerance_pct: largest error in that currency, percent of the reference.
         image_size: side of the square images, pixels.
         reference: sets the budget; the template itself when None.
+        widths: whether they double by stage or are free in each.
+        when_none: `nearest` takes the net nearest to the budget where none is within
+            the tolerance; its error is in its certificate.
 
     Returns:
         One match for each cardinality, in the order given.
@@ -73,26 +86,27 @@ def match(
         InputError: an argument breaks its rule, or no width is within the tolerance;
             the message then names the nearest widths on either side.
     """
-    _check(cardinalities, hold, tolerance_pct)
+    _check(cardinalities, hold, tolerance_pct, widths)
     reference = template if reference is None else reference
     matches: list[Match] = []
     failures: dict[int, list[Match]] = {}
     for cardinality in cardinalities:
-        widths = _widths_around(template, cardinality, hold, image_size, reference)
-        candidates = [
-            certify(
-                template.with_setting(cardinality, width),
-                reference=reference,
-                image_size=image_size,
+        candidates: list[Match] = []
+        for solve in _SOLVERS[widths]:
+            specs = solve(
+                template, cardinality, hold, tolerance_pct, image_size, reference
             )
-            for width in widths
-        ]
-        best = min(candidates, key=lambda candidate: abs(candidate.error_pct(hold)))
-        if abs(best.error_pct(hold)) <= tolerance_pct:
-            matches.append(best)
+            candidates += (
+                certify(spec, reference=reference, image_size=image_size)
+                for spec in specs
+            )
+            best = min(candidates, key=lambda one: abs(one.error_pct(hold)))
+            if abs(best.error_pct(hold)) <= tolerance_pct:
+                break
         else:
             failures[cardinality] = candidates
-    if failures:
+        matches.append(best)
+    if failures and when_none == "refuse":
         raise InputError(_no_match(failures, hold, tolerance_pct, reference))
     return tuple(matches)
 
@@ -117,13 +131,14 @@ def certify(spec: ResNeXtSpec, *, reference: ResNeXtSpec, image_size: int) -> Ma
     )
 
 
-def _widths_around(
+def _doubling(
     template: ResNeXtSpec,
     cardinality: int,
     hold: Hold,
+    tolerance_pct: float,
     image_size: int,
     reference: ResNeXtSpec,
-) -> tuple[int, ...]:
+) -> tuple[ResNeXtSpec, ...]:
     """The widest base width within the budget and the next one; 1 if none is within."""
     cost = _cost(hold, image_size)
     budget = cost(reference)
@@ -136,15 +151,50 @@ def _widths_around(
     while cost_at(ceiling) <= budget:
         ceiling *= 2
     within = bisect_right(range(1, ceiling), budget, key=cost_at)
-    return (within, within + 1) if within else (1,)
+    bases = (within, within + 1) if within else (1,)
+    return tuple(template.with_setting(cardinality, base) for base in bases)
+
+
+def _free(
+    template: ResNeXtSpec,
+    cardinality: int,
+    hold: Hold,
+    tolerance_pct: float,
+    image_size: int,
+    reference: ResNeXtSpec,
+) -> tuple[ResNeXtSpec, ...]:
+    """The net in the window nearest to doubling; where none is in it, those beside."""
+    from resnext_ablate import space, tightest  # They load numpy; most verbs do not.
+
+    if hold == "block_params":  # Fixes stage 1, from where widths can only double.
+        return ()
+    window = space.around(
+        reference,
+        currency=hold,
+        tolerance_pct=min(tolerance_pct, 100),
+        image_size=image_size,
+    )
+    found = tightest.nearest_to_doubling(
+        template, cardinality=cardinality, window=window, image_size=image_size
+    )
+    if found is not None:
+        return (found,)
+    return tightest.tightest(
+        template, cardinality=cardinality, window=window, image_size=image_size
+    )
+
+
+_SOLVERS = {
+    "doubling": (_doubling,),
+    "free": (_free,),
+    "auto": (_doubling, _free),
+}
 
 
 def _cost(hold: Hold, image_size: int) -> Callable[[ResNeXtSpec], int]:
     if hold == "block_params":
         return _first_block_params
-    if hold == "macs":
-        return lambda spec: complexity(spec, image_size).macs
-    return lambda spec: complexity(spec, image_size).params
+    return lambda spec: int(getattr(complexity(spec, image_size), hold))
 
 
 def _first_block_params(spec: ResNeXtSpec) -> int:
@@ -155,7 +205,17 @@ def _error_pct(value: int, reference: int) -> float:
     return 100 * (value - reference) / reference
 
 
-def _check(cardinalities: Sequence[int], hold: str, tolerance_pct: float) -> None:
+def _check(
+    cardinalities: Sequence[int], hold: str, tolerance_pct: float, widths: str
+) -> None:
+    if widths not in get_args(Widths):
+        known = ", ".join(get_args(Widths))
+        raise InputError(f"widths must be one of {known}; got {widths!r}.")
+    if hold == "block_params" and widths == "free":
+        raise InputError(
+            "hold = block_params fixes stage 1, from where widths double; free widths "
+            "need macs, params or activations held."
+        )
     if hold not in get_args(Hold):
         known = ", ".join(get_args(Hold))
         raise InputError(f"hold must be one of {known}; got {hold!r}.")
@@ -190,11 +250,19 @@ def _no_match(
     needed = 0.0
     for cardinality, candidates in failures.items():
         errors = {match.spec.setting: match.error_pct(hold) for match in candidates}
-        nearest = ", ".join(f"{name} ({pct:+.2f} %)" for name, pct in errors.items())
+        nearest = ", ".join(f"{name} ({percent(pct)})" for name, pct in errors.items())
         lines.append(f"cardinality {cardinality}: nearest {nearest}")
         needed = max(needed, min(map(abs, errors.values())))
-    admits = math.ceil(100 * needed) / 100
+    digits = 2 if needed >= 0.005 else 6
+    admits = math.ceil(10**digits * needed) / 10**digits
     return (
         f"no width holds {hold} within {tolerance_pct:g} % of {reference.name} at "
-        f"{'; at '.join(lines)}. A tolerance of {admits:.2f} % admits the nearest."
+        f"{'; at '.join(lines)}. A tolerance of {admits:.{digits}f} % admits the "
+        "nearest."
     )
+
+
+def percent(error_pct: float) -> str:
+    """A signed error with two digits, or those that tell a small one from none."""
+    digits = 2 if error_pct == 0 or abs(error_pct) >= 0.05 else 4
+    return f"{error_pct:+.{digits}f} %"

@@ -86,6 +86,7 @@ def variant_matches(
             for_data(net.template_spec()),
             cardinalities=net.cardinality,
             hold=net.hold,
+            widths=net.widths,
             tolerance_pct=net.tolerance_pct,
             image_size=image_size,
             reference=reference,

@@ -16,7 +16,12 @@ ROOMS: dict[str, set[str]] = {
     "names": set(),
     "complexity": set(),
     "costs": {"complexity"},
-    "matching": {"complexity"},
+    "space": {"complexity", "costs"},
+    "wavelet": {"costs"},
+    "halves": {"costs", "wavelet"},
+    "feasible": {"complexity", "costs", "halves", "space"},
+    "tightest": {"costs", "feasible", "space"},
+    "matching": {"complexity", "space", "tightest"},
     # records
     "config": {"matching", "names"},
     "records": set(),

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import small_specs
 
 from resnext_ablate.complexity import block_params, complexity
-from resnext_ablate.matching import Hold, Match, certify, match
+from resnext_ablate.costs import CURRENCIES, Currency, costs_of
+from resnext_ablate.matching import (
+    Hold,
+    Match,
+    WhenNone,
+    Widths,
+    certify,
+    match,
+    percent,
+)
 from resnext_ablate.names import parse_spec
-from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.spec import InputError, ResNeXtSpec, doubled
 
 HOLDS: tuple[Hold, ...] = ("block_params", "macs", "params")
 PAPER_CARDINALITIES = (1, 2, 4, 8, 32)
@@ -25,6 +36,8 @@ def _match(
     tolerance_pct: float = 5,
     image_size: int = 224,
     reference: str | None = None,
+    widths: Widths = "doubling",
+    when_none: WhenNone = "refuse",
 ) -> tuple[Match, ...]:
     return match(
         parse_spec(template),
@@ -33,6 +46,8 @@ def _match(
         tolerance_pct=tolerance_pct,
         image_size=image_size,
         reference=None if reference is None else parse_spec(reference),
+        widths=widths,
+        when_none=when_none,
     )
 
 
@@ -42,7 +57,7 @@ def _cost(spec: ResNeXtSpec, hold: Hold, image_size: int) -> int:
             spec.cardinalities[0], spec.base_width, spec.out_channels[0]
         )
     cost = complexity(spec, image_size)
-    return cost.macs if hold == "macs" else cost.params
+    return int(getattr(cost, hold))
 
 
 @pytest.mark.parametrize("template", ["resnet50", "resnet101", "resnext101-32x4d"])
@@ -222,7 +237,7 @@ def test_tolerance_is_inclusive(tolerance: float) -> None:
         ((2, -4), "block_params", 5, "whole numbers of at least 1, got -4"),
         ((2.5,), "macs", 5, "must be a whole number of at least 1, got 2.5"),
         ((2, 4, 2, 4, 8), "macs", 5, "given more than once: 2, 4"),
-        ((1,), "flops", 5, "hold must be one of block_params, macs, params; got 'fl"),
+        ((1,), "flops", 5, "hold must be one of .* params, activations; got 'fl"),
     ],
 )
 def test_bad_arguments(
@@ -238,3 +253,149 @@ def test_small_image_is_refused(hold: Hold) -> None:
     """An image below the net's stride is refused, whatever is held."""
     with pytest.raises(InputError, match="image_size must be at least 32"):
         _match(2, hold=hold, image_size=31)
+
+
+@pytest.mark.parametrize("cardinality", [8, 16, 32, 64])
+def test_free_widths_reach_a_fortieth_of_a_percent(cardinality: int) -> None:
+    """Cardinalities that no base width matches come within 0.025 % of a ResNet-50."""
+    (found,) = _match(cardinality, tolerance_pct=0.025, widths="free")
+    assert abs(found.macs_error_pct) <= 0.025
+    ratios = [b / a for a, b in itertools.pairwise(found.spec.bottleneck_widths)]
+    assert all(1.3 < ratio <= 3 for ratio in ratios)
+
+
+def test_free_widths_are_the_nearest_to_doubling() -> None:
+    """At 0.1 % the widths are those nearest to doubling, known from all that fit."""
+    found = _match(8, 16, tolerance_pct=0.1, widths="free")
+    assert [one.spec.setting for one in found] == ["8x13.27.54.109d", "16x7.15.29.60d"]
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    depths=st.lists(st.integers(1, 3), min_size=1, max_size=2).map(tuple),
+    cardinality=st.integers(1, 6),
+    base=st.integers(1, 5),
+    hold=st.sampled_from(CURRENCIES),
+    tolerance=st.sampled_from((0.01, 0.3, 2, 40)),
+)
+def test_no_free_net_is_nearer_to_doubling(
+    depths: tuple[int, ...],
+    cardinality: int,
+    base: int,
+    hold: Currency,
+    tolerance: float,
+) -> None:
+    """Brute force over all widths finds no net nearer, and none where none is found."""
+    template = ResNeXtSpec(
+        stage_depths=depths,
+        cardinality=2,
+        bottleneck_widths=doubled(base, len(depths)),
+        template_width=4,
+        stem="cifar",
+    )
+    budget = _cost(template, hold, 16)
+    (found,) = match(
+        template,
+        cardinalities=(cardinality,),
+        hold=hold,
+        tolerance_pct=tolerance,
+        image_size=16,
+        widths="free",
+        when_none="nearest",
+    )
+    ranges = [range(1, 12 * width + 20) for width in template.bottleneck_widths]
+    every = np.array(list(itertools.product(*ranges)))
+    costs = costs_of(
+        template,
+        16,
+        cardinalities=np.full_like(every, cardinality),
+        widths=every,
+        depths=np.full_like(every, depths),
+    )[hold]
+    errors = np.abs(costs - budget)
+    fits = every[100 * errors / budget <= tolerance]
+    if not len(fits):
+        assert abs(_cost(found.spec, hold, 16) - budget) == errors.min()
+        return
+    ideal = _ideal(template, cardinality, hold, budget)
+
+    assert abs(found.error_pct(hold)) <= tolerance
+    distances = (np.log(fits / ideal) ** 2).sum(axis=1)
+    own = (np.log(np.array(found.spec.bottleneck_widths) / ideal) ** 2).sum()
+    assert own == pytest.approx(distances.min(), rel=1e-6, abs=1e-12)
+
+
+def _ideal(
+    template: ResNeXtSpec, cardinality: int, hold: Hold, budget: int
+) -> list[float]:
+    """Real widths that double and meet the budget, by the exact cost's quadratic."""
+
+    def cost(base: float) -> float:
+        # The cost is quadratic in the base width; three whole ones tell all others.
+        y = [_cost(template.with_setting(cardinality, n), hold, 16) for n in (1, 2, 3)]
+        a = (y[2] - 2 * y[1] + y[0]) / 2
+        b = y[1] - y[0] - 3 * a
+        return a * base**2 + b * base + y[0] - a - b
+
+    low, high = 0.0, 1000.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) < budget else (low, middle)
+    return [high * 2**stage for stage in range(template.num_stages)]
+
+
+def test_auto_frees_only_where_doubling_fails() -> None:
+    """With auto a cardinality whose doubling widths are near enough keeps them."""
+    found = _match(2, 8, tolerance_pct=0.9, widths="auto")
+    assert [one.spec.setting for one in found] == ["2x40d", "8x13.27.54.108d"]
+    assert all(one.spec.doubles for one in _match(2, 8, widths="auto"))
+
+
+def test_nearest_is_taken_on_request() -> None:
+    """Where none is within the tolerance, the nearest comes with its error."""
+    (doubling,) = _match(16, tolerance_pct=1, when_none="nearest")
+    assert doubling.spec.setting == "16x7d"
+    assert round(doubling.macs_error_pct, 2) == -4.30
+    (free,) = _match(3, tolerance_pct=1e-9, widths="free", when_none="nearest")
+    assert 0 < abs(free.macs_error_pct) < 1e-3
+
+
+def test_no_free_match_names_the_tightest() -> None:
+    """The error of free widths names the nets on either side, with small errors."""
+    with pytest.raises(InputError) as caught:
+        _match(3, tolerance_pct=1e-9, widths="free")
+    message = str(caught.value)
+    assert message.count("3x") == 2
+    assert "A tolerance of 0.0000" in message
+    assert "(+0.00 %)" not in message
+
+
+def test_activations_can_be_held() -> None:
+    """Equal activations mean equal inner channels: 8x8d beside 1x64d."""
+    found = _match(1, 8, 32, hold="activations", tolerance_pct=0.01)
+    assert [one.spec.setting for one in found] == ["1x64d", "8x8d", "32x2d"]
+    assert [one.error_pct("activations") for one in found] == [0, 0, 0]
+
+
+def test_free_widths_need_a_currency_of_the_net() -> None:
+    """A block's parameters fix stage 1 alone, so they cannot hold free widths."""
+    with pytest.raises(
+        InputError, match="free widths need macs, params or activations"
+    ):
+        _match(8, hold="block_params", widths="free")
+    with pytest.raises(InputError, match="widths must be one of doubling, free, auto"):
+        _match(8, widths="wide")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (0, "+0.00 %"),
+        (-4.302, "-4.30 %"),
+        (0.0236, "+0.0236 %"),
+        (-0.00004, "-0.0000 %"),
+    ],
+)
+def test_errors_keep_the_digits_that_tell(error: float, text: str) -> None:
+    """A small error is not printed as none."""
+    assert percent(error) == text
