@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnext_ablate.complexity import complexity, stage_table
-from resnext_ablate.matching import Match
+from resnext_ablate.matching import Match, percent
 from resnext_ablate.spec import ResNeXtSpec
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resnext_ablate.model import FvcoreCount
     from resnext_ablate.records import Plan, RunRecord
     from resnext_ablate.report import ReportFiles
+    from resnext_ablate.space import Space, Window
     from resnext_ablate.study import PreparedStudy
     from resnext_ablate.trials import RunningRun
 
@@ -109,6 +110,7 @@ def of_matches(found: Sequence[Match]) -> Answer:
         value=[
             {
                 "name": one.spec.name,
+                "image_size": one.image_size,
                 "setting": one.spec.setting,
                 "cardinality": one.spec.cardinality,
                 "base_width": one.spec.base_width,
@@ -129,13 +131,45 @@ def of_matches(found: Sequence[Match]) -> Answer:
                 f"{one.complexity.macs:,}",
                 f"{one.complexity.params:,}",
                 f"{one.complexity.activations:,}",
-                f"{one.macs_error_pct:+.2f} %",
-                f"{one.params_error_pct:+.2f} %",
-                f"{one.activations_error_pct:+.2f} %",
+                percent(one.macs_error_pct),
+                percent(one.params_error_pct),
+                percent(one.activations_error_pct),
             )
             for one in found
         ),
         num_text_columns=2,
+    )
+
+
+def of_space(
+    space: Space,
+    windows: Sequence[Window],
+    *,
+    count: int,
+    drawn: Sequence[Match],
+    nearest: str,
+) -> Answer:
+    """How many nets of a space fit its windows, and some of them drawn."""
+    nets = of_matches(drawn)
+    rows = nets.rows
+    if len(space.image_sizes) > 1:
+        rows = tuple(
+            (f"{name} at {one.image_size} pixels", *rest)
+            for one, (name, *rest) in zip(drawn, rows, strict=True)
+        )
+    asked = " and ".join(f"{w.currency} {w.low:,} to {w.high:,}" for w in windows)
+    return Answer(
+        value={
+            "num_nets": space.num_nets,
+            "windows": [asdict(window) for window in windows],
+            "count": count,
+            "nets": nets.value,
+        },
+        opening=f"{count:,} of {space.num_nets:,} nets fit {asked}",
+        header=nets.header if drawn else (),
+        rows=rows,
+        num_text_columns=nets.num_text_columns,
+        closing=nearest,
     )
 
 
@@ -170,9 +204,9 @@ def of_plan(prepared: PreparedStudy, *, num_done: int) -> Answer:
                 f"{net.macs:,}",
                 f"{net.params:,}",
                 f"{net.activations:,}",
-                f"{net.macs_error_pct:+.2f} %",
-                f"{net.params_error_pct:+.2f} %",
-                f"{net.activations_error_pct:+.2f} %",
+                percent(net.macs_error_pct),
+                percent(net.params_error_pct),
+                percent(net.activations_error_pct),
             )
             for net in nets
         ),

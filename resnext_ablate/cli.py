@@ -17,11 +17,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resnext_ablate import __version__, answers, matching, terminal
-from resnext_ablate.matching import Hold
+from resnext_ablate.matching import Hold, Widths
 from resnext_ablate.names import parse_setting, parse_spec
 from resnext_ablate.spec import InputError, MissingExtraError, ResNeXtSpec
 
 if TYPE_CHECKING:
+    from resnext_ablate.space import Space, Window
     from resnext_ablate.study import Outcome
 
 app = typer.Typer(
@@ -68,6 +69,62 @@ ImageSize = Annotated[
         show_default=False,
     ),
 ]
+Cardinality = Annotated[
+    str,
+    typer.Option(
+        metavar="VALUES", help="As in 1,2,4,8,32 or 1..64*2.", show_default=False
+    ),
+]
+HeldEqual = Annotated[Hold, typer.Option(help="What is held equal.")]
+Tolerance = Annotated[
+    str, typer.Option(metavar="PERCENT", help="Largest difference from the reference.")
+]
+Reference = Annotated[
+    str | None,
+    typer.Option(
+        metavar="CxDd",
+        help="Setting to match, as in 1x64d. Default: the net's own.",
+        show_default=False,
+    ),
+]
+WidthRule = Annotated[
+    Widths,
+    typer.Option(help="Double by stage, or free in each; auto: free where needed."),
+]
+Nearest = Annotated[
+    bool, typer.Option("--nearest", help="Take the nearest net where none fits.")
+]
+Count = Annotated[
+    bool, typer.Option("--count", help="Count the nets of a space that fit.")
+]
+Sample = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N", help="Draw N of them, uniformly.", min=0, show_default=False
+    ),
+]
+Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the draw.", min=0)]
+Axes = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME=VALUES",
+        help="An axis of the space, as in depth=2..6 or stage-width=8..256/8; also "
+        "width, stage-depth, stage-cardinality, template-width, image-size. "
+        "Repeatable. Default: stage-width, up to the stage's output channels.",
+        show_default=False,
+    ),
+]
+Also = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="CURRENCY=PERCENT",
+        help="Hold this as well, as in params=2%. Repeatable.",
+        show_default=False,
+    ),
+]
+Multiple = Annotated[
+    int, typer.Option(metavar="N", help="Divides C x d in every stage of the space.")
+]
 
 
 def main() -> None:
@@ -111,38 +168,104 @@ def describe(
 @app.command()
 def match(
     net: NetName,
-    cardinality: Annotated[
-        str,
-        typer.Option(metavar="C,C,...", help="As in 1,2,4,8,32.", show_default=False),
-    ],
-    hold: Annotated[Hold, typer.Option(help="What is held equal.")] = "macs",
-    tolerance: Annotated[
-        str,
-        typer.Option(metavar="PERCENT", help="Largest difference from the reference."),
-    ] = "5%",
-    reference: Annotated[
-        str | None,
-        typer.Option(
-            metavar="CxDd",
-            help="Setting to match, as in 1x64d. Default: the net's own.",
-            show_default=False,
-        ),
-    ] = None,
+    cardinality: Cardinality = "",
+    hold: HeldEqual = "macs",
+    tolerance: Tolerance = "5%",
+    reference: Reference = None,
+    widths: WidthRule = "auto",
+    nearest: Nearest = False,
+    count: Count = False,
+    sample: Sample = None,
+    seed: Seed = 0,
+    axis: Axes = None,
+    also: Also = None,
+    multiple: Multiple = 1,
     image_size: ImageSize = None,
     as_json: AsJson = False,
 ) -> None:
-    """The width for each cardinality that meets the reference's complexity."""
+    """The widths for each cardinality that meet the reference's complexity.
+
+    With --count or --sample: all nets of a space around the net that meet it.
+    """
     template = parse_spec(net)
-    setting = parse_setting(reference) if reference else None
-    found = matching.match(
+    size = _image_size(image_size, template)
+    values = _values(cardinality, option="--cardinality") if cardinality else ()
+    budget = _setting_of(template, reference)
+    within: dict[str, float] = {hold: _percent(tolerance, option="--tolerance")}
+    if not (count or sample is not None):
+        if axis or also or multiple != 1:
+            raise InputError("--axis, --also, --multiple need --count or --sample.")
+        found = matching.match(
+            template,
+            cardinalities=values,
+            hold=hold,
+            tolerance_pct=within[hold],
+            image_size=size,
+            reference=budget,
+            widths=widths,
+            when_none="nearest" if nearest else "refuse",
+        )
+        terminal.print_answer(answers.of_matches(found), as_json=as_json)
+        return
+    from resnext_ablate import axes
+
+    within |= dict(_held(text) for text in also or ())
+    space = axes.space_around(
         template,
-        cardinalities=_whole_numbers(cardinality, option="--cardinality"),
-        hold=hold,
-        tolerance_pct=_percent(tolerance, option="--tolerance"),
-        image_size=_image_size(image_size, template),
-        reference=template.with_setting(setting[0], *setting[1]) if setting else None,
+        image_size=size,
+        cardinalities=values,
+        axes=axis or (),
+        inner_multiple=multiple,
     )
-    terminal.print_answer(answers.of_matches(found), as_json=as_json)
+    windows = axes.windows_around(budget, image_size=size, within_pct=within)
+    answer = _of_space(
+        space,
+        windows,
+        num_drawn=sample or 0,
+        seed=seed,
+        budget=budget,
+        image_size=size,
+    )
+    terminal.print_answer(answer, as_json=as_json)
+
+
+def _setting_of(template: ResNeXtSpec, setting: str | None) -> ResNeXtSpec:
+    if setting is None:
+        return template
+    cardinality, widths = parse_setting(setting)
+    return template.with_setting(cardinality, *widths)
+
+
+def _of_space(
+    space: Space,
+    windows: tuple[Window, ...],
+    *,
+    num_drawn: int,
+    seed: int,
+    budget: ResNeXtSpec,
+    image_size: int,
+) -> answers.Answer:
+    import numpy as np
+
+    from resnext_ablate import feasible
+
+    found = feasible.solve(space, windows)
+    drawn = []
+    if found.count and num_drawn:
+        nets = feasible.draw(found, num_drawn, np.random.default_rng(seed))
+        drawn = [
+            matching.certify(
+                nets.spec(row),
+                reference=budget,
+                image_size=int(nets.image_sizes[row]),
+                reference_image_size=image_size,
+            )
+            for row in range(len(nets))
+        ]
+    nearest = "" if found.count else feasible.none_fits(space, windows)
+    return answers.of_space(
+        space, windows, count=found.count, drawn=drawn, nearest=nearest
+    )
 
 
 @app.command("export-net")
@@ -331,14 +454,21 @@ def _image_size(image_size: int | None, spec: ResNeXtSpec) -> int:
     return 224 if spec.stem == "imagenet" else 32
 
 
-def _whole_numbers(text: str, *, option: str) -> tuple[int, ...]:
+def _values(text: str, *, option: str) -> tuple[int, ...]:
+    from resnext_ablate.space import parse_values
+
     try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
+        return parse_values(text)
+    except InputError:
         raise InputError(
-            f"{option} must be whole numbers with commas between, as in 1,2,4,8,32; "
-            f"got {text!r}."
+            f"{option} must be whole numbers with commas between, as in 1,2,4,8,32, or "
+            f"ranges, as in 1..64 or 1..64*2 (powers of two); got {text!r}."
         ) from None
+
+
+def _held(text: str) -> tuple[str, float]:
+    currency, _, tolerance = text.partition("=")
+    return currency.strip(), _percent(tolerance, option="--also CURRENCY=PERCENT")
 
 
 def _percent(text: str, *, option: str) -> float:

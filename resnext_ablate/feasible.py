@@ -120,7 +120,7 @@ def nets(feasible: Feasible, numbers: Ints) -> Nets:
     widths, sizes = np.empty((2, len(numbers)), np.int64)
     owners = np.searchsorted(np.array(feasible.ends), numbers, side="right")
     wanted = set(np.unique(owners).tolist())
-    for owner, (setting, solutions) in _settings(feasible, wanted):
+    for owner, (setting, solutions) in settings_with_solutions(feasible, wanted):
         mine = np.flatnonzero(owners == owner)
         start = feasible.ends[owner] - solutions.count
         choices = solutions.choices(numbers[mine] - start)
@@ -210,7 +210,7 @@ def _solutions(setting: Setting, windows: Sequence[Window]) -> Solutions | None:
     return solve_sums(costs, low - fixed, high - fixed)
 
 
-def _settings(
+def settings_with_solutions(
     feasible: Feasible, wanted: set[int]
 ) -> Iterator[tuple[int, tuple[Setting, Solutions]]]:
     """Some settings with their solutions; those not in memory are solved anew."""

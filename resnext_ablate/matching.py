@@ -31,6 +31,7 @@ class Match:
     """A net beside its reference. Errors are signed: positive costs more than it."""
 
     spec: ResNeXtSpec
+    image_size: int
     complexity: Complexity
     macs_error_pct: float
     params_error_pct: float
@@ -111,16 +112,25 @@ def match(
     return tuple(matches)
 
 
-def certify(spec: ResNeXtSpec, *, reference: ResNeXtSpec, image_size: int) -> Match:
+def certify(
+    spec: ResNeXtSpec,
+    *,
+    reference: ResNeXtSpec,
+    image_size: int,
+    reference_image_size: int | None = None,
+) -> Match:
     """Any net beside a reference, both on square images of `image_size` pixels.
+
+    Where the image size is an axis, the reference may have another.
 
     Raises:
         InputError: the image is smaller than the total stride of one of them.
     """
     ours = complexity(spec, image_size)
-    theirs = complexity(reference, image_size)
+    theirs = complexity(reference, reference_image_size or image_size)
     return Match(
         spec=spec,
+        image_size=image_size,
         complexity=ours,
         macs_error_pct=_error_pct(ours.macs, theirs.macs),
         params_error_pct=_error_pct(ours.params, theirs.params),

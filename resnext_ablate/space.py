@@ -248,10 +248,10 @@ def settings_of(space: Space, *, currencies: tuple[Currency, ...]) -> Iterator[S
     Raises:
         InputError: an axis has more values than memory holds, or a net costs too much.
     """
-    axes = _axes(space)
+    axes = resolved_axes(space)
     rows = _shared_rows(axes)
     num_settings = len(space.template_widths) * len(space.image_sizes)
-    by_stage = any(_is_free(axis) for axis in axes)
+    by_stage = is_by_stage(axes)
     if by_stage:
         num_settings *= len(rows)
     if num_settings > MAX_SETTINGS:
@@ -281,7 +281,7 @@ _Table = list[tuple[tuple[int, ...], Ints]]
 _WIDTH = 2  # Position of the width among the three axes.
 
 
-def _axes(space: Space) -> tuple[Axis, ...]:
+def resolved_axes(space: Space) -> tuple[Axis, ...]:
     """Cardinality, blocks and width, as `Shared` only where one number varies."""
     template = space.template
     given = (
@@ -305,9 +305,14 @@ def _axes(space: Space) -> tuple[Axis, ...]:
     return tuple(axes)
 
 
-def _is_free(axis: Axis) -> bool:
-    """Whether stages choose their own number."""
-    return isinstance(axis, PerStage) and any(len(stage) > 1 for stage in axis.values)
+def is_by_stage(axes: tuple[Axis, ...]) -> bool:
+    """Whether any number is chosen by each stage."""
+    return any(
+        len(values) > 1
+        for axis in axes
+        if isinstance(axis, PerStage)
+        for values in axis.values
+    )
 
 
 def _at(value: int, position: int, stage: int) -> int:

@@ -132,6 +132,72 @@ def test_match_with_another_reference() -> None:
     assert value[0]["name"] == "resnext101-64x4d"
 
 
+def test_match_within_a_tenth_of_a_percent() -> None:
+    """Where no base width is near enough the stages take widths of their own."""
+    value = answer(
+        *("match", "resnet50", "--cardinality", "1,8,16"), *("--tolerance", "0.1%")
+    )
+    assert isinstance(value, list)
+    assert [one["setting"] for one in value] == [
+        "1x64d",
+        "8x13.27.54.109d",
+        "16x7.15.29.60d",
+    ]
+    assert all(abs(one["macs_error_pct"]) <= 0.1 for one in value)
+
+
+def test_match_takes_the_nearest_on_request() -> None:
+    """With --nearest a cardinality without a match comes with its error."""
+    value = answer(
+        *("match", "resnet50", "--cardinality", "16", "--tolerance", "1%"),
+        *("--widths", "doubling", "--nearest"),
+    )
+    assert isinstance(value, list)
+    assert value[0]["setting"] == "16x7d"
+    assert value[0]["macs_error_pct"] == pytest.approx(-4.30, abs=0.01)
+
+
+SPACE = ("match", "resnet50", "--tolerance", "1%", "--cardinality", "1..8*2")
+
+
+def test_match_counts_a_space() -> None:
+    """--count says how many nets fit, of how many, and in which windows."""
+    arguments = (*SPACE, "--axis", "stage-width=8..512/8", "--also", "params=2%")
+    value = answer(*arguments, "--count")
+    assert isinstance(value, dict)
+    assert value["num_nets"] == 4 * 64**4
+    assert [window["currency"] for window in value["windows"]] == ["macs", "params"]
+    assert value["nets"] == []
+    text = invoke(*arguments, "--count").stdout
+    assert text.startswith(f"{value['count']:,} of 67,108,864 nets fit macs 4,048,")
+
+
+def test_match_samples_a_space() -> None:
+    """--sample draws nets of the space that fit; equal seeds draw equal nets."""
+    arguments = (*SPACE, "--axis", "depth=2..4", "--axis", "image-size=192,224")
+    value = answer(*arguments, "--sample", "5", "--seed", "3", "--multiple", "8")
+    assert isinstance(value, dict)
+    assert len(value["nets"]) == 5
+    for one in value["nets"]:
+        assert abs(one["macs_error_pct"]) <= 1
+        assert one["image_size"] in (192, 224)
+        assert not any(one["cardinality"] * d % 8 for d in one["bottleneck_widths"])
+    same = answer(*arguments, "--sample", "5", "--seed", "3", "--multiple", "8")
+    other = answer(*arguments, "--sample", "5", "--seed", "4", "--multiple", "8")
+    assert same == value
+    assert other != value
+    text = invoke(*arguments, "--sample", "2").stdout
+    assert text.count(" pixels ") == 2
+
+
+def test_empty_space_names_the_nearest() -> None:
+    """Where nothing fits, the count is 0 and the nearest nets are named."""
+    arguments = ("match", "resnet50", "--cardinality", "8,16", "--tolerance", "1%")
+    text = invoke(*arguments, "--axis", "width=1..64", "--count").stdout
+    assert text.startswith("0 of 128 nets fit macs ")
+    assert "nearest: resnext50-8x13d (3,949,895,680 macs), resnext50-8x14d" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -159,6 +225,39 @@ def test_bad_input_is_one_message_and_code_2(
     assert done.stdout == ""
     assert message in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--axis", "foo=1", "--count"], "an axis is NAME=VALUES"),
+        (
+            ["--axis", "width=1", "--axis", "width=2", "--count"],
+            "width is given more than once",
+        ),
+        (["--count", "--hold", "block_params"], "counted within"),
+        (["--count", "--multiple", "0"], "inner_multiple must be"),
+        (["--multiple", "8"], "need --count or --sample"),
+        ([], "cardinalities must name at least one"),
+        (
+            [
+                "match",
+                "resnet50",
+                "--axis",
+                "stage-width=1..99999",
+                "--axis",
+                "stage-depth=1..999",
+                "--count",
+            ],
+            "at most 4,000,000 fit into memory",
+        ),
+    ],
+)
+def test_bad_spaces_are_refused(arguments: list[str], message: str) -> None:
+    """What cannot be counted or matched is refused by name, rule and value."""
+    result = invoke("match", "resnet50", *arguments)
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)
 
 
 def test_input_error_reaches_the_user_from_any_verb() -> None:
