@@ -188,7 +188,7 @@ def match(
     values = _values(cardinality, option="--cardinality") if cardinality else ()
     budget = _setting_of(template, reference)
     within: dict[str, float] = {hold: _percent(tolerance, option="--tolerance")}
-    if not (count or sample is not None):
+    if not count and sample is None:
         if axis or also or multiple != 1:
             raise InputError("--axis, --also, --multiple need --count or --sample.")
         found = matching.match(
@@ -201,8 +201,7 @@ def match(
             widths=widths,
             when_none="nearest" if nearest else "refuse",
         )
-        terminal.print_answer(answers.of_matches(found), as_json=as_json)
-        return
+        return terminal.print_answer(answers.of_matches(found), as_json=as_json)
     from resnext_ablate import axes
 
     within |= dict(_held(text) for text in also or ())

@@ -22,6 +22,7 @@ ROOMS: dict[str, set[str]] = {
     "tightest": {"costs", "feasible", "space"},
     "matching": {"complexity", "space", "tightest"},
     "axes": {"costs", "space"},
+    "space_bench": {"complexity", "costs", "feasible", "names", "space"},
     # records
     "config": {"matching", "names"},
     "records": set(),
