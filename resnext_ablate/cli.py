@@ -16,9 +16,29 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnext_ablate import __version__, answers, matching, terminal
-from resnext_ablate.matching import Hold, Widths
+from resnext_ablate import __version__, answers, matching, options, terminal
 from resnext_ablate.names import parse_setting, parse_spec
+from resnext_ablate.options import (
+    Also,
+    AsJson,
+    Axes,
+    Cardinality,
+    Count,
+    HeldEqual,
+    ImageSize,
+    Multiple,
+    Nearest,
+    NetName,
+    Overrides,
+    Reference,
+    Results,
+    Sample,
+    Seed,
+    StudyFile,
+    StudyName,
+    Tolerance,
+    WidthRule,
+)
 from resnext_ablate.spec import InputError, MissingExtraError, ResNeXtSpec
 
 if TYPE_CHECKING:
@@ -32,99 +52,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="FLOPs-matched ResNeXt ablations: wider, deeper or more cardinality?",
 )
-
-StudyFile = Annotated[
-    Path,
-    typer.Argument(metavar="STUDY.toml", help="The study file.", show_default=False),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(
-        metavar="[KEY=VALUE]...",
-        help="Overrides, as in train.epochs=2 or data.root=DIR.",
-        show_default=False,
-    ),
-]
-StudyName = Annotated[
-    str,
-    typer.Argument(
-        metavar="STUDY", help="A study's name, file or folder.", show_default=False
-    ),
-]
-Results = Annotated[
-    Path, typer.Option("--results", metavar="DIR", help="Folder of all results.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-NetName = Annotated[
-    str,
-    typer.Argument(
-        metavar="SPEC", help="A net, as in resnext50-32x4d.", show_default=False
-    ),
-]
-ImageSize = Annotated[
-    int | None,
-    typer.Option(
-        metavar="PIXELS",
-        help="Side of the images. Default: 224, or 32 with the CIFAR stem.",
-        show_default=False,
-    ),
-]
-Cardinality = Annotated[
-    str,
-    typer.Option(
-        metavar="VALUES", help="As in 1,2,4,8,32 or 1..64*2.", show_default=False
-    ),
-]
-HeldEqual = Annotated[Hold, typer.Option(help="What is held equal.")]
-Tolerance = Annotated[
-    str, typer.Option(metavar="PERCENT", help="Largest difference from the reference.")
-]
-Reference = Annotated[
-    str | None,
-    typer.Option(
-        metavar="CxDd",
-        help="Setting to match, as in 1x64d. Default: the net's own.",
-        show_default=False,
-    ),
-]
-WidthRule = Annotated[
-    Widths,
-    typer.Option(help="Double by stage, or free in each; auto: free where needed."),
-]
-Nearest = Annotated[
-    bool, typer.Option("--nearest", help="Take the nearest net where none fits.")
-]
-Count = Annotated[
-    bool, typer.Option("--count", help="Count the nets of a space that fit.")
-]
-Sample = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N", help="Draw N of them, uniformly.", min=0, show_default=False
-    ),
-]
-Seed = Annotated[int, typer.Option(metavar="N", help="Seed of the draw.", min=0)]
-Axes = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="NAME=VALUES",
-        help="An axis of the space, as in depth=2..6 or stage-width=8..256/8; also "
-        "width, stage-depth, stage-cardinality, template-width, image-size. "
-        "Repeatable. Default: stage-width, up to the stage's output channels.",
-        show_default=False,
-    ),
-]
-Also = Annotated[
-    list[str] | None,
-    typer.Option(
-        metavar="CURRENCY=PERCENT",
-        help="Hold this as well, as in params=2%. Repeatable.",
-        show_default=False,
-    ),
-]
-Multiple = Annotated[
-    int, typer.Option(metavar="N", help="Divides C x d in every stage of the space.")
-]
 
 
 def main() -> None:
@@ -189,10 +116,10 @@ def match(
     """
     template = parse_spec(net)
     size = _image_size(image_size, template)
-    values = _values(cardinality, option="--cardinality") if cardinality else ()
+    values = options.values(cardinality, option="--cardinality") if cardinality else ()
     budget = _setting_of(template, reference)
-    within: dict[str, float] = {hold: _percent(tolerance, option="--tolerance")}
-    if not (count or sample is not None):
+    within: dict[str, float] = {hold: options.percent(tolerance, option="--tolerance")}
+    if not count and sample is None:
         if axis or also or multiple != 1:
             raise InputError("--axis, --also, --multiple need --count or --sample.")
         found = matching.match(
@@ -205,11 +132,10 @@ def match(
             widths=widths,
             when_none="nearest" if nearest else "refuse",
         )
-        terminal.print_answer(answers.of_matches(found), as_json=as_json)
-        return
+        return terminal.print_answer(answers.of_matches(found), as_json=as_json)
     from resnext_ablate import axes
 
-    within |= dict(_held(text) for text in also or ())
+    within |= dict(options.held(text) for text in also or ())
     space = axes.space_around(
         template,
         image_size=size,
@@ -452,29 +378,3 @@ def _image_size(image_size: int | None, spec: ResNeXtSpec) -> int:
     if image_size is not None:
         return image_size
     return 224 if spec.stem == "imagenet" else 32
-
-
-def _values(text: str, *, option: str) -> tuple[int, ...]:
-    from resnext_ablate.space import parse_values
-
-    try:
-        return parse_values(text)
-    except InputError:
-        raise InputError(
-            f"{option} must be whole numbers with commas between, as in 1,2,4,8,32, or "
-            f"ranges, as in 1..64 or 1..64*2 (powers of two); got {text!r}."
-        ) from None
-
-
-def _held(text: str) -> tuple[str, float]:
-    currency, _, tolerance = text.partition("=")
-    return currency.strip(), _percent(tolerance, option="--also CURRENCY=PERCENT")
-
-
-def _percent(text: str, *, option: str) -> float:
-    try:
-        return float(text.strip().removesuffix("%"))
-    except ValueError:
-        raise InputError(
-            f"{option} must be a percentage, as in 1%; got {text!r}."
-        ) from None

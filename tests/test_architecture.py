@@ -23,6 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "tightest": {"costs", "feasible", "space"},
     "matching": {"complexity", "space", "tightest"},
     "axes": {"costs", "space"},
+    "space_bench": {"complexity", "costs", "feasible", "names", "space"},
     # records
     "config": {"matching", "names"},
     "records": set(),
@@ -72,6 +73,7 @@ ROOMS: dict[str, set[str]] = {
         "trials",
     },
     "terminal": {"answers", "schedule"},
+    "options": {"matching", "space"},
     "cli": {
         "answers",
         "axes",
@@ -82,6 +84,7 @@ ROOMS: dict[str, set[str]] = {
         "matching",
         "model",
         "names",
+        "options",
         "records",
         "report",
         "space",
@@ -111,7 +114,7 @@ KEEPERS = {
     "fvcore": {"model"},
     "pydantic": {"config"},
     "plotly": {"chart_style", "figures", "page", "report"},
-    "typer": {"cli"},
+    "typer": {"cli", "options"},
     "rich": {"terminal"},
 }
 

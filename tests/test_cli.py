@@ -241,8 +241,6 @@ def test_bad_input_is_one_message_and_code_2(
         ([], "cardinalities must name at least one"),
         (
             [
-                "match",
-                "resnet50",
                 "--axis",
                 "stage-width=1..99999",
                 "--axis",
