@@ -198,6 +198,7 @@ def execute(
         on_epoch(epoch)
 
     def ended(state: records.RunState, reason: str) -> RunRecord:
+        """The run as far as it came."""
         return RunRecord(
             cell=job.cell,
             variant=job.variant,

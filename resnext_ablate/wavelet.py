@@ -1,6 +1,7 @@
 """A wavelet matrix: counts and selects by value within any run of a sequence.
 
-F. Claude, G. Navarro and Ordonez, "The wavelet matrix" (Information Systems 47, 2015).
+"The wavelet matrix: An efficient wavelet tree for large alphabets", Information
+Systems 47 (2015), 15-32.
 """
 
 from __future__ import annotations
