@@ -296,8 +296,8 @@ def _draw_band(figure: go.Figure, curve: pd.DataFrame, *, color: str) -> None:
 
 
 def _curve_range(curves: pd.DataFrame) -> tuple[float, float]:
-    """The first epochs of a run may leave the chart, the rest stays inside."""
-    late = curves[curves["epoch"] >= 1 + 0.05 * curves["epoch"].max()]
+    """In a long run the first twentieth may leave the chart, the rest stays inside."""
+    late = curves[curves["epoch"] > 0.05 * curves["epoch"].max()]
     values = late[["train", "val_low", "val_high"]].to_numpy(dtype=float)
     return float(np.nanmin(values)), float(np.nanmax(values)) or 1.0
 

@@ -236,3 +236,13 @@ def test_log2_axis_ticks_at_the_values() -> None:
     low, high = axis["range"]
     assert low < 0
     assert high > math.log10(32)
+
+
+def test_short_curves_stay_inside_whole() -> None:
+    """A run of three epochs shows its first one; a long one may leave it above."""
+    columns = {"train": 50.0, "val_low": 40.0, "val_high": 60.0}
+    short = pd.DataFrame([{"epoch": 1, **columns, "val_high": 90.0}])
+    short = pd.concat([short, pd.DataFrame([{"epoch": 3, **columns}])])
+    long = pd.concat([short, pd.DataFrame([{"epoch": 100, **columns}])])
+    assert figures._curve_range(short) == (40.0, 90.0)
+    assert figures._curve_range(long) == (40.0, 60.0)
