@@ -135,16 +135,31 @@ def test_bad_numbers(field: str, value: list[float], message: str) -> None:
 
 def test_a_whole_net_beyond_int64_is_refused() -> None:
     """Stages that each fit but overflow in sum are refused, never wrapped."""
-    widths = np.full((1, 4), 2**22)
-    with pytest.raises(InputError, match="pass"):
-        for factor in range(1, 400):
-            costs_of(
-                parse_spec("resnet50"),
-                224,
-                cardinalities=np.full((1, 4), factor),
-                widths=widths,
-                depths=np.full((1, 4), 9),
-            )
+    template = parse_spec("resnext2.2-4x8d")
+    costs = net_costs(template, 32)
+    depths = []
+    for stage in (0, 1):
+        one, two = (
+            stage_costs(
+                costs,
+                stage,
+                currencies=("macs",),
+                cardinality=1,
+                width=2**20,
+                depth=depth,
+            ).item()
+            for depth in (1, 2)
+        )
+        depths.append(int(0.6 * 2**62) // (two - one))
+    numbers = {"cardinalities": [[1, 1]], "widths": [[2**20] * 2]}
+    with pytest.raises(InputError, match=r"a net's cost passes 2\*\*62"):
+        costs_of(template, 32, depths=[depths], **numbers)
+    half = [depths[0], 1]
+    exact = complexity(
+        _with(template, *map(np.array, ([1, 1], [2**20] * 2, [9, 1]))), 32
+    )
+    assert costs_of(template, 32, depths=[[9, 1]], **numbers)["macs"] == exact.macs
+    assert costs_of(template, 32, depths=[half], **numbers)["macs"] > 0.5 * 2**62
 
 
 def test_broadcasting() -> None:

@@ -234,6 +234,26 @@ def test_draws_are_uniform(
     assert stats.chisquare(skewed).pvalue < 1e-9
 
 
+@pytest.mark.parametrize("few", [0, 1 << 21])
+def test_ends_of_a_second_window_belong_to_it(
+    few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nets that lie on an end of the wider window, which is solved second, count."""
+    monkeypatch.setattr(halves, "_FEW_LISTED", few)
+    space, everything = _four_stages()
+    macs = sorted(cost["macs"] for cost in everything.values())
+    window = Window("macs", macs[2000], macs[2100])
+    found = sorted(
+        cost["activations"]
+        for cost in everything.values()
+        if window.low <= cost["macs"] <= window.high
+    )
+    for low, high in ((0, -1), (0, 60), (30, -1), (10, 80)):
+        other = Window("activations", found[low], found[high])
+        inside = sum(other.low <= value <= other.high for value in found)
+        assert inside == count(space, [window, other])
+
+
 def test_seeds_decide_the_draw() -> None:
     """Equal seeds draw equal nets, other seeds others."""
     space, _ = _four_stages()

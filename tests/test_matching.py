@@ -13,6 +13,7 @@ from strategies import small_specs
 
 from resnext_ablate.complexity import block_params, complexity
 from resnext_ablate.costs import CURRENCIES, Currency, costs_of
+from resnext_ablate.feasible import enumerate_nets
 from resnext_ablate.matching import (
     Hold,
     Match,
@@ -23,6 +24,7 @@ from resnext_ablate.matching import (
     percent,
 )
 from resnext_ablate.names import parse_spec
+from resnext_ablate.space import PerStage, Space, around
 from resnext_ablate.spec import InputError, ResNeXtSpec, doubled
 
 HOLDS: tuple[Hold, ...] = ("block_params", "macs", "params")
@@ -268,6 +270,40 @@ def test_free_widths_are_the_nearest_to_doubling() -> None:
     """At 0.1 % the widths are those nearest to doubling, known from all that fit."""
     found = _match(8, 16, tolerance_pct=0.1, widths="free")
     assert [one.spec.setting for one in found] == ["8x13.27.54.109d", "16x7.15.29.60d"]
+
+
+@pytest.mark.parametrize(("cardinality", "tolerance"), [(16, 0.02), (35, 0.1)])
+def test_no_stage_further_off_makes_a_nearer_net(
+    cardinality: int, tolerance: float
+) -> None:
+    """A net that is off in one stage alone may be nearer than one off in all."""
+    (found,) = _match(cardinality, tolerance_pct=tolerance, widths="free")
+    template = parse_spec("resnet50")
+    base = found.spec.base_width
+    budget = complexity(template, 224).macs
+    low, high = 0.0, 64.0
+    for _ in range(60):  # Costs at whole widths tell those between: a quadratic.
+        middle = (low + high) / 2
+        y = [
+            _cost(template.with_setting(cardinality, n), "macs", 224) for n in (1, 2, 3)
+        ]
+        a = (y[2] - 2 * y[1] + y[0]) / 2
+        cost = a * (middle - 1) * (middle - 2) + (y[1] - y[0]) * (middle - 1) + y[0]
+        low, high = (middle, high) if cost < budget else (low, middle)
+    ideal = high * 2.0 ** np.arange(4)
+    ranges = tuple(
+        tuple(range(max(1, math.floor(d / 2)), math.ceil(2 * d) + 1)) for d in ideal
+    )
+    space = Space(
+        template=template.with_setting(cardinality, base),
+        image_sizes=(224,),
+        width=PerStage(ranges),
+    )
+    window = around(template, currency="macs", tolerance_pct=tolerance, image_size=224)
+    every = enumerate_nets(space, [window]).widths
+    distances = (np.log(every / ideal) ** 2).sum(axis=1)
+    nearest = tuple(every[distances.argmin()].tolist())
+    assert nearest == found.spec.bottleneck_widths
 
 
 @settings(deadline=None, max_examples=30)
