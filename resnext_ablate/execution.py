@@ -29,24 +29,13 @@ import torch
 
 from resnext_ablate import data, records, training
 from resnext_ablate.config import StudyConfig
+from resnext_ablate.hardware import TRAINING_ENVIRONMENT
 from resnext_ablate.records import EpochRecord, RunRecord
 from resnext_ablate.spec import InputError, spec_from_dict
 
 LOCK_FILE = ".executors.lock"
 
 _logger = logging.getLogger(__name__)
-
-# glibc serves tensors above 32 MiB by mmap and hands them back at once, so that every
-# step faults its activations in afresh; huge pages make the first touch cheap.
-_CHILD_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
-    "MALLOC_TRIM_THRESHOLD_": str(1 << 36),
-    "THP_MEM_ALLOC_ENABLE": "1",
-    # Without it cuBLAS has no deterministic mode; it must stand before CUDA starts.
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
-}
 
 
 class ExecutorError(RuntimeError):
@@ -109,7 +98,7 @@ class Executors:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env={**os.environ, **_CHILD_ENVIRONMENT},
+                env={**os.environ, **TRAINING_ENVIRONMENT},
                 # Ctrl-C reaches the scheduler alone, which then decides.
                 start_new_session=True,
             )

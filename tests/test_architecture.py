@@ -37,7 +37,7 @@ ROOMS: dict[str, set[str]] = {
     "sources": {"config", "images"},
     "data": {"config", "images", "sources"},
     "training": {"config", "data", "hardware", "model", "records"},
-    "execution": {"config", "data", "records", "training"},
+    "execution": {"config", "data", "hardware", "records", "training"},
     "trials": {"records"},
     "search": {"feasible", "halves", "costs", "names", "space"},
     "schedule": {"config", "execution", "records", "trials"},
