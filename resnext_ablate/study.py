@@ -21,12 +21,11 @@ from types import FrameType
 
 import torch
 
-from resnext_ablate import data, execution, hardware, model, records, trials
+from resnext_ablate import data, execution, hardware, records, trials, variants
 from resnext_ablate.config import StudyConfig, differences, load_study
-from resnext_ablate.matching import Match, certify, match
-from resnext_ablate.records import Cell, NetRecord, Plan
+from resnext_ablate.records import Cell, Plan
 from resnext_ablate.schedule import Progress, Schedule
-from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.spec import InputError, spec_from_dict
 
 # What may differ from the study file of earlier results: these add runs, or do not
 # touch a run's numbers. Moved images are recognised by their checksum.
@@ -67,39 +66,6 @@ class Outcome:
     """The signal that interrupted the study; None where it ran to its end."""
 
 
-def variant_matches(
-    config: StudyConfig, *, in_channels: int, num_classes: int, image_size: int
-) -> tuple[Match, ...]:
-    """The study's nets with their certificates, the reference first.
-
-    Raises:
-        InputError: no width fits a cardinality, or the images are too small.
-    """
-    net = config.net
-
-    def for_data(spec: ResNeXtSpec) -> ResNeXtSpec:
-        return replace(spec, in_channels=in_channels, num_classes=num_classes)
-
-    reference = for_data(net.reference_spec())
-    if net.cardinality:
-        found = match(
-            for_data(net.template_spec()),
-            cardinalities=net.cardinality,
-            hold=net.hold,
-            widths=net.widths,
-            tolerance_pct=net.tolerance_pct,
-            image_size=image_size,
-            reference=reference,
-        )
-    else:
-        found = tuple(
-            certify(for_data(spec), reference=reference, image_size=image_size)
-            for spec in net.variant_specs()
-        )
-    own = certify(reference, reference=reference, image_size=image_size)
-    return (own, *(one for one in found if one.spec != reference))
-
-
 def prepare(
     config: StudyConfig,
     *,
@@ -116,7 +82,7 @@ def prepare(
         on_data: told (done, total) while images are decoded.
 
     Raises:
-        InputError: see `data.prepare`, `variant_matches` and `execution.devices`; or
+        InputError: see `data.prepare`, `variants.plan_nets` and `execution.devices`; or
             the study differs from `earlier` so that runs would not be comparable.
     """
     config, devices = _resolve(config, earlier=earlier[0] if earlier else None)
@@ -124,12 +90,6 @@ def prepare(
         _check_comparable(earlier[0], config)
     prepared = data.prepare(config.data, on_progress=on_data)
     info = prepared.info
-    matches = variant_matches(
-        config,
-        in_channels=info.in_channels,
-        num_classes=info.num_classes,
-        image_size=info.image_size,
-    )
     old_plan = earlier[1] if earlier else None
     if old_plan and old_plan.provenance["data_checksum"] != info.checksum:
         raise InputError(
@@ -137,17 +97,13 @@ def prepare(
             f"(checksum {info.checksum[:12]}, was "
             f"{old_plan.provenance['data_checksum'][:12]}); give the study a new name."
         )
-    measured = {net.name: net for net in old_plan.nets} if old_plan else {}
-    labels = _labels([one.spec for one in matches])
-    nets = tuple(
-        measured.get(one.spec.name)
-        or _net_record(one, label=label, image_size=info.image_size)
-        for one, label in zip(matches, labels, strict=True)
+    nets = variants.plan_nets(
+        config, data=info, known=old_plan.nets if old_plan else ()
     )
     cells = tuple(
-        Cell(records.cell_id(one.spec, seed), net.variant, seed)
+        Cell(records.cell_id(spec_from_dict(net.spec), seed), net.variant, seed)
         for seed in config.run.seed_list()
-        for one, net in zip(matches, nets, strict=True)
+        for net in nets
     )
     provenance = (
         old_plan.provenance
@@ -253,35 +209,6 @@ def _check_comparable(old: StudyConfig, new: StudyConfig) -> None:
             f"comparable:\n  {changed}\n"
             "Give the changed study a new name (name=...), or move its folder away."
         )
-
-
-def _labels(specs: list[ResNeXtSpec]) -> tuple[str, ...]:
-    """Settings such as `32x4d` where they tell the nets apart, else whole names."""
-    shared = Counter(spec.setting for spec in specs)
-    return tuple(
-        spec.setting if shared[spec.setting] == 1 else spec.name for spec in specs
-    )
-
-
-def _net_record(one: Match, *, label: str, image_size: int) -> NetRecord:
-    fvcore = model.measure_fvcore(one.spec, image_size=image_size)
-    assert fvcore.conv_linear == one.complexity.macs, (one.spec.name, fvcore)
-    return NetRecord(
-        variant=label,
-        name=one.spec.name,
-        spec=one.spec.to_dict(),
-        image_size=image_size,
-        macs=one.complexity.macs,
-        params=one.complexity.params,
-        params_without_bn=one.complexity.params_without_bn,
-        activations=one.complexity.activations,
-        fvcore_macs=fvcore.conv_linear,
-        fvcore_total=fvcore.total,
-        macs_error_pct=one.macs_error_pct,
-        params_error_pct=one.params_error_pct,
-        activations_error_pct=one.activations_error_pct,
-        is_reference=one.macs_error_pct == 0 and one.params_error_pct == 0,
-    )
 
 
 def _provenance(
