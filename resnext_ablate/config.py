@@ -6,7 +6,6 @@ refused, and every error names file, line, key, rule and the nearest valid key.
 
 from __future__ import annotations
 
-import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +21,8 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
+from resnext_ablate import complaints
 from resnext_ablate.matching import Hold, Widths
 from resnext_ablate.names import parse_setting, parse_spec
 from resnext_ablate.spec import InputError, ResNeXtSpec
@@ -251,9 +250,9 @@ def load_study(path: Path, *, overrides: Sequence[str] = ()) -> StudyConfig:
     try:
         return StudyConfig.model_validate(values)
     except ValidationError as error:
-        lines = dict(_key_lines(text))
+        lines = dict(complaints.key_lines(text))
         messages = []
-        for key, message in _describe(error).items():
+        for key, message in complaints.describe(error, model=StudyConfig).items():
             given = next((o for o in overridden if _covers(o, key)), None)
             line = lines.get(key) or lines.get(key.rpartition(".")[0])
             where = f"override {given}" if given else f"{path}:{line or 1}"
@@ -314,84 +313,3 @@ def _set(values: dict[str, Any], key: str, value: Any) -> None:
         if not isinstance(values, dict):
             raise InputError(f"override {key}: {table} is a value, not a table.")
     values[last] = value
-
-
-def _describe(error: ValidationError) -> dict[str, str]:
-    """One message for each key at fault."""
-    unknown: dict[str, str] = {}
-    rules: dict[str, list[str]] = {}
-    given: dict[str, str] = {}
-    for problem in error.errors():
-        location = _key_of(problem["loc"])
-        key = ".".join(location)
-        if problem["type"] == "extra_forbidden":
-            unknown[key] = _unknown_key(location)
-        else:
-            rules.setdefault(key, []).append(_rule(problem))
-            given[key] = _given(problem)
-    # A union reports one broken rule for each of its branches.
-    return unknown | {
-        key: f"{key or 'the study file'}: {' or '.join(broken)}{given[key]}."
-        for key, broken in rules.items()
-    }
-
-
-def _key_of(location: Sequence[str | int]) -> tuple[str, ...]:
-    # Behind a field pydantic adds branches of unions and positions in lists.
-    key: tuple[str, ...] = ()
-    for part in location:
-        if not _fields_at(key):
-            break
-        key += (str(part),)
-    return key
-
-
-def _unknown_key(location: Sequence[str]) -> str:
-    known = _fields_at(location[:-1])
-    near = _nearest(location[-1], known)
-    table = f"[{'.'.join(location[:-1])}]" if location[1:] else "the study file"
-    return f"unknown key {location[-1]!r} in {table}{near}; known: {', '.join(known)}."
-
-
-def _rule(problem: ErrorDetails) -> str:
-    if problem["type"] == "missing":
-        return "required, but missing"
-    rule = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    return rule.removeprefix("Input ").removeprefix("String ").replace("should", "must")
-
-
-def _given(problem: ErrorDetails) -> str:
-    """What stood there, where the rule does not tell already."""
-    if problem["type"] in ("missing", "value_error"):
-        return ""
-    given = problem["input"]
-    near = ""
-    if problem["type"] == "literal_error" and isinstance(given, str):
-        near = _nearest(given, re.findall(r"'([^']*)'", problem["msg"]))
-    return f", got {given!r}{near}"
-
-
-def _nearest(given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def _fields_at(location: Sequence[str]) -> tuple[str, ...]:
-    model: Any = StudyConfig
-    for part in location:
-        known = model.model_fields.get(part)
-        model = known.annotation if known else None
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            return ()
-    return tuple(model.model_fields)
-
-
-def _key_lines(text: str) -> Iterator[tuple[str, int]]:
-    """Dotted key and line number of each table header and key of a study file."""
-    table = ""
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([\w.\- ]+?)\s*\]", line):
-            table = header[1].replace(" ", "")
-            yield table, number
-        elif assignment := re.match(r"\s*([\w.\-]+)\s*=", line):
-            yield f"{table}.{assignment[1]}" if table else assignment[1], number

@@ -25,7 +25,8 @@ ROOMS: dict[str, set[str]] = {
     "axes": {"costs", "space"},
     "space_bench": {"complexity", "costs", "feasible", "names", "space"},
     # records
-    "config": {"matching", "names"},
+    "complaints": set(),
+    "config": {"complaints", "matching", "names"},
     "records": set(),
     "tables": {"config", "records"},
     # compute
@@ -112,7 +113,7 @@ KEEPERS = {
     "sklearn": {"sources"},
     "optuna": {"trials", "schedule", "search"},
     "fvcore": {"model"},
-    "pydantic": {"config"},
+    "pydantic": {"complaints", "config"},
     "plotly": {"chart_style", "figures", "page", "report"},
     "typer": {"cli", "options"},
     "rich": {"terminal"},

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnext_ablate import config
+from resnext_ablate import complaints
 from resnext_ablate.config import StudyConfig, differences, json_schema, load_study
 from resnext_ablate.spec import InputError
 
@@ -243,4 +243,4 @@ def test_any_text_is_a_study_or_an_input_error(text: str) -> None:
 def test_key_lines_skip_values_that_look_like_keys(tmp_path: Path) -> None:
     """The line of a key is that of its assignment, in its own table."""
     text = '[a]\nx = "y = 1"\n# x = 2\n[b.c]\nx = 3\n'
-    assert dict(config._key_lines(text)) == {"a": 1, "a.x": 2, "b.c": 4, "b.c.x": 5}
+    assert dict(complaints.key_lines(text)) == {"a": 1, "a.x": 2, "b.c": 4, "b.c.x": 5}
