@@ -198,15 +198,18 @@ def num_batches(num_images: int, *, batch_size: int) -> int:
 
 
 def train_batches(
-    dataset: Dataset, *, draws: EpochDraws, batch_size: int
+    dataset: Dataset, *, draws: EpochDraws, batch_size: int, num_passed: int = 0
 ) -> Iterator[Batch]:
-    """The augmented training batches of an epoch, in the order of `draws`."""
+    """The augmented training batches of an epoch, in the order of `draws`.
+
+    The first `num_passed` are left out: those are done.
+    """
     images, labels = dataset.train.images, dataset.train.labels
     order, shift, mirrored = (
         tensor.to(images.device)
         for tensor in (draws.order, draws.shift, draws.mirrored)
     )
-    for batch in range(num_batches(len(order), batch_size=batch_size)):
+    for batch in range(num_passed, num_batches(len(order), batch_size=batch_size)):
         part = slice(batch * batch_size, (batch + 1) * batch_size)
         augmented = augment(
             images,

@@ -105,6 +105,14 @@ def kernel_choice(*, deterministic: bool) -> Iterator[None]:
         fill.fill_uninitialized_memory = before[4]
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a device or the host has no memory left."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    # torch has no type of its own for the host's memory.
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
 def _probe_s(precision: Precision) -> float:
     """Seconds of a 3x3 convolution, forward and backward, on the CPU."""
     generator = torch.Generator().manual_seed(0)

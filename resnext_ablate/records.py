@@ -138,13 +138,17 @@ def pack_bits(correct: npt.NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(correct).tobytes()).decode()
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file that is whole or absent, whatever is killed or loses power."""
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a file that is whole or absent, whatever is killed or loses power.
+
+    Raises:
+        OSError: it cannot be written; what stood there before still does.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(temporary).chmod(0o644)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnext_ablate import checkpoint
+from resnext_ablate.checkpoint import Checkpoint, Keeper
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import (
     Batch,
@@ -37,6 +40,7 @@ from resnext_ablate.hardware import (
     synchronised_time_s,
 )
 from resnext_ablate.model import build
+from resnext_ablate.optimization import learning_rate, make_optimizer
 from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
@@ -80,6 +84,15 @@ class NonFiniteLossError(RuntimeError):
         self.step = step
 
 
+class RunStoppedError(Exception):
+    """A run ended at a step because it was asked to; its keeper has a checkpoint."""
+
+
+def never() -> bool:
+    """The `should_stop` of a run that nobody stops."""
+    return False
+
+
 def train(
     spec: ResNeXtSpec,
     *,
@@ -90,8 +103,13 @@ def train(
     device: torch.device,
     deterministic: bool,
     on_epoch: Callable[[EpochRecord], None],
+    keeper: Keeper | None = None,
+    should_stop: Callable[[], bool] = never,
 ) -> RunResult:
     """Trains a net and scores the test split once, with the last epoch's weights.
+
+    With a keeper it goes on from the newest checkpoint there, to the numbers that it
+    would have had without a stop.
 
     Args:
         spec: the net; must fit the data set.
@@ -101,11 +119,15 @@ def train(
         seed: gives the weights, and the same draws of images for every net.
         device: where to train. On a CPU the caller sets the number of threads.
         deterministic: same seed, same numbers on the same hardware.
-        on_epoch: told each epoch's metrics. What it raises ends the run.
+        on_epoch: told each epoch's metrics, those of a checkpoint too. What it raises
+            ends the run.
+        keeper: where checkpoints are kept; None keeps none.
+        should_stop: asked before each batch, of evaluation too.
 
     Raises:
         InputError: the net does not fit the data set.
         NonFiniteLossError: a loss is not finite.
+        RunStoppedError: `should_stop` said so.
     """
     _check_fit(spec, dataset=dataset)
     precision = resolve_precision(config.precision, device=device)
@@ -121,23 +143,33 @@ def train(
             seed=seed,
             device=device,
             precision=precision,
+            keeper=keeper,
+            should_stop=should_stop,
         )
-        epochs = []
-        for epoch in range(1, config.epochs + 1):
-            epochs.append(_run_epoch(run, epoch=epoch))
-            on_epoch(epochs[-1])
-        test = _evaluate(run, dataset.test, name="test", epoch=config.epochs)
-    time_s = sum(metrics.time_s for metrics in epochs)
-    images = _steps_per_epoch(run) * _batch_size(run) * config.epochs
+        return _train(run, on_epoch=on_epoch)
+
+
+def _train(run: _Run, *, on_epoch: Callable[[EpochRecord], None]) -> RunResult:
+    progress = _begin(run)
+    for metrics in progress.epochs:
+        on_epoch(metrics)
+    while len(progress.epochs) < run.config.epochs:
+        progress = _run_epoch(run, progress)
+        on_epoch(progress.epochs[-1])
+        if run.keeper and run.keeper.is_due(at_epoch_end=True):
+            run.keeper.save(_checkpoint(run, progress))
+    test = _evaluate(run, run.dataset.test, name="test", progress=progress)
+    time_s = sum(metrics.time_s for metrics in progress.epochs)
+    images = _steps_per_epoch(run) * _batch_size(run) * run.config.epochs
     return RunResult(
-        epochs=tuple(epochs),
+        epochs=progress.epochs,
         test_loss=test.loss,
         test_error_pct=test.error_pct,
         train_time_s=time_s,
         images_per_s=images / time_s,
-        peak_memory_mib=peak_memory_mib(device),
-        device=device_name(device),
-        precision=precision,
+        peak_memory_mib=_peak_memory_mib(run, progress),
+        device=device_name(run.device),
+        precision=run.precision,
         correct=test.correct,
     )
 
@@ -152,45 +184,6 @@ def _initial_model(
     return model
 
 
-def learning_rate(config: TrainConfig, *, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, counted from 0 over all epochs.
-
-    Each schedule first rises in a straight line over the warm-up; its last step has the
-    full rate. Then `step` multiplies by `step_factor` at each milestone, a fraction of
-    all epochs; `cosine` falls along half a cosine and `one_cycle` in a straight line,
-    both over what the warm-up left and to zero just after the last step.
-    """
-    total = config.epochs * steps_per_epoch
-    warmup = config.warmup_fraction * total
-    if step < warmup:
-        return config.learning_rate * min(1.0, (step + 1) / warmup)
-    left = (total - step) / (total - warmup)
-    if config.schedule == "cosine":
-        return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (1 - left)))
-    if config.schedule == "one_cycle":
-        return config.learning_rate * left
-    drops = sum(step >= round(mark * total) for mark in config.step_milestones)
-    return config.learning_rate * config.step_factor**drops
-
-
-def make_optimizer(model: nn.Module, *, config: TrainConfig) -> torch.optim.SGD:
-    """SGD whose weight decay may spare batch normalisation and biases."""
-    parameters = list(model.parameters())
-    decayed = [p for p in parameters if p.ndim > 1 or config.decay_norm_and_bias]
-    spared = [p for p in parameters if p.ndim <= 1 and not config.decay_norm_and_bias]
-    groups = [
-        {"params": decayed, "weight_decay": config.weight_decay},
-        {"params": spared, "weight_decay": 0.0},
-    ]
-    return torch.optim.SGD(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        nesterov=config.nesterov,
-        fused=True,
-    )
-
-
 @dataclass(frozen=True)
 class _Run:
     model: nn.Module
@@ -201,6 +194,29 @@ class _Run:
     seed: int
     device: torch.device
     precision: Precision
+    keeper: Keeper | None
+    should_stop: Callable[[], bool]
+
+
+@dataclass
+class _Progress:
+    """How far a run is: with the weights, all there is to it between two steps."""
+
+    epochs: tuple[EpochRecord, ...]
+    """Those that are over."""
+    step: int
+    """Steps done of the epoch under way."""
+    losses: Tensor
+    """(steps of an epoch,) on the device."""
+    wrong: Tensor
+    """int64 () on the device: training images that these steps got wrong."""
+    time_s: float
+    """Training time of these steps, at the last checkpoint or the epoch's end."""
+
+    @property
+    def epoch(self) -> int:
+        """The epoch under way, from 1."""
+        return len(self.epochs) + 1
 
 
 @dataclass(frozen=True)
@@ -210,63 +226,116 @@ class _Score:
     correct: npt.NDArray[np.bool_]
 
 
-@dataclass(frozen=True)
-class _Passed:
-    """The training part of an epoch."""
+def _begin(run: _Run) -> _Progress:
+    """The start of a run, or the place where its newest checkpoint has it."""
+    progress = _fresh_epoch(run, epochs=())
+    kept = run.keeper.load() if run.keeper else None
+    if kept is None:
+        return progress
+    run.model.load_state_dict(kept.model)
+    run.optimizer.load_state_dict(kept.optimizer)
+    checkpoint.set_random_states(kept.random_states, device=run.device)
+    progress.losses[: kept.step] = kept.losses.to(run.device)
+    progress.wrong += kept.num_wrong
+    return replace(progress, epochs=kept.epochs, step=kept.step, time_s=kept.time_s)
 
-    loss: float
-    error_pct: float
-    time_s: float
+
+def _fresh_epoch(run: _Run, *, epochs: tuple[EpochRecord, ...]) -> _Progress:
+    losses = torch.zeros(_steps_per_epoch(run), device=run.device)
+    wrong = torch.zeros((), dtype=torch.int64, device=run.device)
+    return _Progress(epochs, 0, losses, wrong, 0.0)
 
 
-def _run_epoch(run: _Run, *, epoch: int) -> EpochRecord:
-    passed = _train_epoch(run, epoch=epoch)
-    val = _evaluate(run, run.dataset.val, name="validation", epoch=epoch)
-    steps = _steps_per_epoch(run)
-    return EpochRecord(
+def _checkpoint(run: _Run, progress: _Progress) -> Checkpoint:
+    return Checkpoint(
+        epochs=progress.epochs,
+        step=progress.step,
+        losses=progress.losses[: progress.step].clone(),
+        num_wrong=int(progress.wrong.item()),
+        time_s=progress.time_s,
+        model=run.model.state_dict(),
+        optimizer=run.optimizer.state_dict(),
+        random_states=checkpoint.random_states(run.device),
+    )
+
+
+def _run_epoch(run: _Run, progress: _Progress) -> _Progress:
+    """Brings the epoch under way to its end, and begins the next one."""
+    _train_epoch(run, progress)
+    val = _evaluate(run, run.dataset.val, name="validation", progress=progress)
+    steps, epoch = _steps_per_epoch(run), progress.epoch
+    images = steps * _batch_size(run)
+    record = EpochRecord(
         epoch=epoch,
-        train_loss=passed.loss,
-        train_error_pct=passed.error_pct,
+        train_loss=progress.losses.double().mean().item(),
+        train_error_pct=100 * progress.wrong.item() / images,
         val_loss=val.loss,
         val_error_pct=val.error_pct,
         learning_rate=learning_rate(
             run.config, step=epoch * steps - 1, steps_per_epoch=steps
         ),
-        time_s=passed.time_s,
-        images_per_s=steps * _batch_size(run) / passed.time_s,
-        peak_memory_mib=peak_memory_mib(run.device),
+        time_s=progress.time_s,
+        images_per_s=images / progress.time_s,
+        peak_memory_mib=_peak_memory_mib(run, progress),
     )
+    return _fresh_epoch(run, epochs=(*progress.epochs, record))
 
 
-def _train_epoch(run: _Run, *, epoch: int) -> _Passed:
-    steps = _steps_per_epoch(run)
+def _peak_memory_mib(run: _Run, progress: _Progress) -> float:
+    # A run that goes on in another process had its peak in an earlier one, perhaps.
+    earlier = (metrics.peak_memory_mib for metrics in progress.epochs)
+    return max(peak_memory_mib(run.device), *earlier, 0.0)
+
+
+def _train_epoch(run: _Run, progress: _Progress) -> None:
+    steps, epoch = _steps_per_epoch(run), progress.epoch
     interval = 1 if run.device.type == "cpu" else _CUDA_CHECK_INTERVAL
-    losses = torch.zeros(steps, device=run.device)
-    wrong = torch.zeros((), dtype=torch.int64, device=run.device)
     run.model.train()
-    start = synchronised_time_s(run.device)
+    start = synchronised_time_s(run.device) - progress.time_s
     draws = draw_epoch(
         len(run.dataset.train.labels),
         crop_padding=run.data_config.crop_padding,
         flip=run.data_config.flip,
         generator=epoch_generator(run.seed, epoch=epoch),
     )
-    batches = train_batches(run.dataset, draws=draws, batch_size=run.config.batch_size)
-    for step, batch in enumerate(batches):
+    batches = train_batches(
+        run.dataset,
+        draws=draws,
+        batch_size=run.config.batch_size,
+        num_passed=progress.step,
+    )
+    for step, batch in enumerate(batches, start=progress.step):
+        start = _between_steps(run, progress, start=start)
         rate = learning_rate(
             run.config, step=(epoch - 1) * steps + step, steps_per_epoch=steps
         )
         for group in run.optimizer.param_groups:
             group["lr"] = rate
-        losses[step] = _step(run, batch, wrong=wrong)
-        if (step + 1) % interval == 0 or step + 1 == steps:
-            _check_finite(losses[: step + 1], interval=interval, epoch=epoch)
-    time_s = synchronised_time_s(run.device) - start
-    return _Passed(
-        loss=losses.double().mean().item(),
-        error_pct=100 * wrong.item() / (steps * _batch_size(run)),
-        time_s=time_s,
-    )
+        progress.losses[step] = _step(run, batch, wrong=progress.wrong)
+        progress.step = step + 1
+        if progress.step % interval == 0 or progress.step == steps:
+            done = progress.losses[: progress.step]
+            _check_finite(done, interval=interval, epoch=epoch)
+    progress.time_s = synchronised_time_s(run.device) - start
+
+
+def _between_steps(run: _Run, progress: _Progress, *, start: float) -> float:
+    """Saves or stops the run where that is due; moves `start` by what saving took."""
+    if run.should_stop():
+        progress.time_s = synchronised_time_s(run.device) - start
+        _stop(run, progress)
+    if run.keeper is None or not run.keeper.is_due(at_epoch_end=False):
+        return start
+    progress.time_s = synchronised_time_s(run.device) - start
+    run.keeper.save(_checkpoint(run, progress))
+    return synchronised_time_s(run.device) - progress.time_s
+
+
+def _stop(run: _Run, progress: _Progress) -> NoReturn:
+    if run.keeper is not None:
+        run.keeper.save(_checkpoint(run, progress))
+    epoch, step = progress.epoch, progress.step
+    raise RunStoppedError(f"stopped in epoch {epoch} after step {step}")
 
 
 def _step(run: _Run, batch: Batch, *, wrong: Tensor) -> Tensor:
@@ -295,7 +364,7 @@ def _check_finite(losses: Tensor, *, interval: int, epoch: int) -> None:
             raise NonFiniteLossError(split="train", loss=loss, epoch=epoch, step=step)
 
 
-def _evaluate(run: _Run, split: Split, *, name: str, epoch: int) -> _Score:
+def _evaluate(run: _Run, split: Split, *, name: str, progress: _Progress) -> _Score:
     """Plain cross entropy and error of a split, as it is, by the current weights."""
     losses, right = [], []
     run.model.eval()
@@ -306,6 +375,8 @@ def _evaluate(run: _Run, split: Split, *, name: str, epoch: int) -> _Score:
             std=run.dataset.std,
             batch_size=_EVAL_BATCH_FACTOR * run.config.batch_size,
         ):
+            if run.should_stop():
+                _stop(run, progress)
             images = batch.images
             if not run.config.channels_last:
                 images = images.contiguous()
@@ -316,7 +387,7 @@ def _evaluate(run: _Run, split: Split, *, name: str, epoch: int) -> _Score:
         loss = torch.stack(losses).double().sum().item() / len(split.labels)
         correct = torch.cat(right).cpu().numpy()
     if not math.isfinite(loss):
-        steps = _steps_per_epoch(run)
+        steps, epoch = _steps_per_epoch(run), min(progress.epoch, run.config.epochs)
         raise NonFiniteLossError(split=name, loss=loss, epoch=epoch, step=steps)
     return _Score(loss, 100 * int((~correct).sum()) / len(correct), correct)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnext_ablate import data, hardware, training
+from resnext_ablate import data, hardware, optimization, training
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import DataInfo, Dataset, Split
 from resnext_ablate.model import build
@@ -121,7 +121,7 @@ def _numbers(result: RunResult) -> list[float]:
 
 def _rates(config: TrainConfig, *, steps_per_epoch: int) -> list[float]:
     return [
-        training.learning_rate(config, step=step, steps_per_epoch=steps_per_epoch)
+        optimization.learning_rate(config, step=step, steps_per_epoch=steps_per_epoch)
         for step in range(config.epochs * steps_per_epoch)
     ]
 
@@ -212,7 +212,7 @@ def test_the_rate_is_set_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_all_weights_decay_as_in_the_papers_code() -> None:
     """By default one group decays every parameter, with Nesterov momentum."""
     model = build(SMALL)
-    (group,) = training.make_optimizer(model, config=_config()).param_groups
+    (group,) = optimization.make_optimizer(model, config=_config()).param_groups
     assert len(group["params"]) == len(list(model.parameters()))
     assert (group["weight_decay"], group["momentum"]) == (5e-4, 0.9)
     assert group["nesterov"]
@@ -222,7 +222,7 @@ def test_normalisation_and_biases_can_be_spared() -> None:
     """Decay then leaves out exactly the norms' parameters and the head's bias."""
     model = build(SMALL)
     config = _config(decay_norm_and_bias=False)
-    decayed, spared = training.make_optimizer(model, config=config).param_groups
+    decayed, spared = optimization.make_optimizer(model, config=config).param_groups
     assert (decayed["weight_decay"], spared["weight_decay"]) == (5e-4, 0.0)
     names = {id(p): name for name, p in model.named_parameters()}
     norms = {
