@@ -232,8 +232,8 @@ def of_status(
     running: Sequence[RunningRun],
 ) -> Answer:
     """How far a study is."""
-    failed = [run for run in runs if run.state != "complete"]
-    num_complete = len(runs) - len(failed)
+    failed = [run for run in runs if run.state in ("failed", "diverged")]
+    num_complete = sum(run.state == "complete" for run in runs)
     lines = [
         f"  running: {one.variant} seed {one.seed}, epoch {one.epoch}"
         + (
@@ -284,7 +284,7 @@ def of_studies(
             "variants": len(plan.nets),
             "runs": len(plan.cells),
             "complete": sum(run.state == "complete" for run in runs),
-            "failed": sum(run.state != "complete" for run in runs),
+            "failed": sum(run.state in ("failed", "diverged") for run in runs),
             "started_at": plan.provenance.get("started_at", ""),
         }
         for folder, plan, runs in studies

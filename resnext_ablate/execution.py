@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -57,6 +57,8 @@ class Job:
     study_folder: str
     device: str
     environment: dict[str, str]
+    wait_after: tuple[int, ...] = ()
+    """Epochs after which the executor waits for word whether to go on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +66,11 @@ class Message:
     """What an executor says, or what is said of it when it has died."""
 
     executor: int
-    event: Literal["ready", "epoch", "finished", "died"]
+    event: Literal["ready", "epoch", "waiting", "finished", "died"]
     cell: str | None = None
     epoch: EpochRecord | None = None
+    epochs: tuple[EpochRecord, ...] = ()
+    """All epochs of the run so far, where it waits for word."""
     reason: str = ""
 
 
@@ -110,11 +114,11 @@ class Executors:
 
     def submit(self, index: int, job: Job) -> None:
         """Hands a job to an idle executor. One that has just died is told of later."""
-        process = self._processes[index]
-        assert process is not None and process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
-            process.stdin.flush()
+        self._write(index, {"job": dataclasses.asdict(job)})
+
+    def give_word(self, index: int, *, stop_reason: str) -> None:
+        """Lets a waiting executor go on, or end its run as pruned for a reason."""
+        self._write(index, {"stop_reason": stop_reason})
 
     def next_message(self, *, timeout_s: float) -> Message | None:
         """The next message of any executor; None when none came in time."""
@@ -127,6 +131,13 @@ class Executors:
         """Ends all executors, whatever they are doing."""
         for index in range(len(self._processes)):
             self._close_process(index)
+
+    def _write(self, index: int, values: dict[str, Any]) -> None:
+        process = self._processes[index]
+        assert process is not None and process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(json.dumps(values) + "\n")
+            process.stdin.flush()
 
     def _close_process(self, index: int) -> None:
         process = self._processes[index]
@@ -174,32 +185,56 @@ def devices(wanted: str) -> tuple[str, ...]:
     )
 
 
+def _begun(job: Job, *, config: StudyConfig, data_checksum: str) -> RunRecord:
+    """A run's record as it begins; should it never be heard of again, it failed."""
+    return RunRecord(
+        cell=job.cell,
+        variant=job.variant,
+        seed=job.seed,
+        state="failed",
+        reason="",
+        device=job.device,
+        precision=config.train.precision,
+        data_checksum=data_checksum,
+        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        environment=job.environment,
+    )
+
+
+class _Pruned(Exception):
+    """The scheduler's word was to stop; the text says why."""
+
+
 def execute(
-    job: Job, *, dataset: data.Dataset, on_epoch: Callable[[EpochRecord], None]
+    job: Job,
+    *,
+    dataset: data.Dataset,
+    on_epoch: Callable[[EpochRecord], None],
+    word: Callable[[Sequence[EpochRecord]], str],
 ) -> RunRecord:
-    """Trains one job to its end, whatever the end is."""
+    """Trains one job to its end, whatever the end is.
+
+    Args:
+        job: the run.
+        dataset: on the job's device.
+        on_epoch: told each epoch.
+        word: asked after each of `job.wait_after`, with the epochs so far, whether to
+            stop; the answer is why, or empty.
+    """
     config = StudyConfig.model_validate_json(job.config)
-    started_at = datetime.now(UTC).isoformat(timespec="seconds")
+    begun = _begun(job, config=config, data_checksum=dataset.info.checksum)
     epochs: list[EpochRecord] = []
 
     def keep(epoch: EpochRecord) -> None:
         epochs.append(epoch)
         on_epoch(epoch)
+        if epoch.epoch in job.wait_after and (reason := word(epochs)):
+            raise _Pruned(reason)
 
     def ended(state: records.RunState, reason: str) -> RunRecord:
         """The run as far as it came."""
-        return RunRecord(
-            cell=job.cell,
-            variant=job.variant,
-            seed=job.seed,
-            state=state,
-            reason=reason,
-            epochs=tuple(epochs),
-            device=job.device,
-            precision=config.train.precision,
-            data_checksum=dataset.info.checksum,
-            started_at=started_at,
-            environment=job.environment,
+        return dataclasses.replace(
+            begun, state=state, reason=reason, epochs=tuple(epochs)
         )
 
     try:
@@ -213,14 +248,20 @@ def execute(
             deterministic=config.run.deterministic,
             on_epoch=keep,
         )
+    except _Pruned as pruned:
+        return ended("pruned", str(pruned))
     except training.NonFiniteLossError as error:
         return ended("diverged", str(error))
     except Exception as error:
         # One run's fault must not end the study; the log has the traceback.
         _logger.exception("run %s of %s failed", job.cell, job.variant)
         return ended("failed", f"{type(error).__name__}: {error}")
+    return _completed(ended("complete", ""), result)
+
+
+def _completed(run: RunRecord, result: training.RunResult) -> RunRecord:
     return dataclasses.replace(
-        ended("complete", ""),
+        run,
         test_loss=result.test_loss,
         test_error_pct=result.test_error_pct,
         correct_bits=records.pack_bits(result.correct),
@@ -243,6 +284,8 @@ def _listen(
             values = json.loads(line)
             if epoch := values.pop("epoch", None):
                 values["epoch"] = EpochRecord(**epoch)
+            epochs = values.pop("epochs", ())
+            values["epochs"] = tuple(EpochRecord(**epoch) for epoch in epochs)
             messages.put(Message(executor=index, **values))
     messages.put(Message(executor=index, event="died", reason=_exit_reason(process)))
 
@@ -254,18 +297,29 @@ def _exit_reason(process: subprocess.Popen[str]) -> str:
     return f"executor exited with code {code}"
 
 
-def _jobs(lines: IO[str]) -> Iterator[Job]:
-    """Jobs as they arrive. The process ends with the stream, even in mid-run."""
-    arrived: queue.SimpleQueue[Job] = queue.SimpleQueue()
+class _Inbox:
+    """What arrives from the scheduler. The process ends with it, even in mid-run."""
 
-    def read() -> None:
+    def __init__(self, lines: IO[str]) -> None:
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._words: queue.SimpleQueue[str] = queue.SimpleQueue()
+        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
+
+    def _read(self, lines: IO[str]) -> None:
         for line in lines:
-            arrived.put(Job(**json.loads(line)))
+            values = json.loads(line)
+            if job := values.get("job"):
+                self._jobs.put(Job(**job))
+            else:
+                self._words.put(values["stop_reason"])
         os._exit(0)
 
-    threading.Thread(target=read, daemon=True).start()
-    while True:
-        yield arrived.get()
+    def jobs(self) -> Iterator[Job]:
+        while True:
+            yield self._jobs.get()
+
+    def word(self) -> str:
+        return self._words.get()
 
 
 def _serve(lock_path: Path) -> None:
@@ -283,7 +337,8 @@ def _serve(lock_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_SH)
         say("ready")
         held: tuple[tuple[str, str], data.Dataset] | None = None
-        for job in _jobs(sys.stdin):
+        inbox = _Inbox(sys.stdin)
+        for job in inbox.jobs():
             key = (job.data_folder, job.device)
             if held is None or held[0] != key:
                 folder, device = Path(job.data_folder), torch.device(job.device)
@@ -292,7 +347,12 @@ def _serve(lock_path: Path) -> None:
             def on_epoch(epoch: EpochRecord, cell: str = job.cell) -> None:
                 say("epoch", cell=cell, epoch=dataclasses.asdict(epoch))
 
-            record = execute(job, dataset=held[1], on_epoch=on_epoch)
+            def word(epochs: Sequence[EpochRecord], cell: str = job.cell) -> str:
+                values = [dataclasses.asdict(epoch) for epoch in epochs]
+                say("waiting", cell=cell, epochs=values)
+                return inbox.word()
+
+            record = execute(job, dataset=held[1], on_epoch=on_epoch, word=word)
             records.write_run(record, Path(job.study_folder))
             say("finished", cell=job.cell)
 

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from resnext_ablate import chart_style
+from resnext_ablate.records import FAILURES
 from resnext_ablate.tables import StudyTables
 
 MAX_ROWS_SHOWN = 100
@@ -157,7 +158,7 @@ def render(tables: StudyTables, evidence: Evidence) -> str:
         num_undecided=int((evidence.comparisons["verdict"] == "undecided").sum()),
         num_complete=int((tables.runs["state"] == "complete").sum()),
         num_planned=tables.num_planned,
-        num_failed=int((tables.runs["state"] != "complete").sum()),
+        num_failed=int(tables.runs["state"].isin(FAILURES).sum()),
         data_name=tables.config.data.name,
         margin=tables.config.report.equivalence_margin_pct,
         figures=evidence.figures,
@@ -214,7 +215,7 @@ def _packed(text: str) -> str:
 
 def _tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
     """All tables of the page, the failed runs only where there are some."""
-    failed = tables.runs[tables.runs["state"] != "complete"]
+    failed = tables.runs[tables.runs["state"].isin(FAILURES)]
     shown = [
         Table("results", "Results", "", _results(evidence), _RESULT_COLUMNS),
         Table(

@@ -33,7 +33,8 @@ PLAN_FILE = "plan.json"
 RUNS_FOLDER = "runs"
 LOCK_FILE = ".scheduler.lock"
 
-RunState = Literal["complete", "diverged", "failed"]
+RunState = Literal["complete", "pruned", "diverged", "failed"]
+FAILURES: tuple[RunState, ...] = ("diverged", "failed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +70,30 @@ class Cell:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One net of a search; its runs are the cells of its variant and `run.seeds`."""
+
+    number: int
+    """Its place in the search, from 0."""
+    variant: str
+    params: dict[str, float]
+    """What the sampler said, each from 0 to 1."""
+    pruned_at: int | None = None
+    """Rung, or seed of several, from 1, where the pruner stopped it."""
+    is_audited: bool = False
+    """Pruned, but drawn to be trained to the end all the same."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything a study will run."""
+    """Everything a study will run; that of a search grows before each run."""
 
     nets: tuple[NetRecord, ...]
     """The reference first."""
     cells: tuple[Cell, ...]
     provenance: dict[str, str]
+    trials: tuple[Trial, ...] = ()
+    """Of a search."""
 
     def net(self, variant: str) -> NetRecord:
         return next(net for net in self.nets if net.variant == variant)
@@ -181,6 +199,7 @@ def read_plan(folder: Path) -> Plan:
             nets=tuple(NetRecord(**net) for net in values["nets"]),
             cells=tuple(Cell(**cell) for cell in values["cells"]),
             provenance=values["provenance"],
+            trials=tuple(Trial(**trial) for trial in values.get("trials", ())),
         )
     except FileNotFoundError:
         raise InputError(

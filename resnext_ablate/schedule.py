@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import fmean
+from typing import Protocol
 
 import optuna
 
 from resnext_ablate import records, trials
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.execution import ExecutorError, Executors, Job, Message
-from resnext_ablate.records import Cell, Plan, RunRecord
+from resnext_ablate.records import Cell, EpochRecord, Plan, RunRecord
 from resnext_ablate.trials import RunningRun
 
 _MAX_FAILED_STARTS = 3
@@ -29,6 +30,7 @@ class Progress:
     num_planned: int
     num_complete: int
     num_failed: int
+    num_pruned: int
     running: tuple[RunningRun, ...]
     eta_s: float | None
     """Seconds to the end by the epochs timed so far; None before the first."""
@@ -49,6 +51,30 @@ class _Attempt:
     val_error_pct: float | None = None
 
 
+class Grower(Protocol):
+    """What makes a plan grow while it is carried out: a search."""
+
+    @property
+    def plan(self) -> Plan:
+        """The plan so far, as its file has it."""
+
+    @property
+    def num_to_come(self) -> int:
+        """About how many runs are not in the plan yet."""
+
+    def next_cells(self) -> tuple[Cell, ...]:
+        """Adds to the plan what can start now; nothing where runs must end first."""
+
+    def wait_after(self, cell: Cell) -> tuple[int, ...]:
+        """Epochs after which a run waits for word."""
+
+    def stop_reason(self, cell: Cell, epochs: Sequence[EpochRecord]) -> str:
+        """Why a waiting run is to stop; empty where it goes on."""
+
+    def settle(self, run: RunRecord) -> None:
+        """Takes note of a finished run."""
+
+
 class Schedule:
     """Brings every cell without a run file to one, then ends."""
 
@@ -62,11 +88,13 @@ class Schedule:
         data_folder: Path,
         devices: Sequence[str],
         on_progress: Callable[[Progress], None],
+        grower: Grower | None = None,
     ) -> None:
         self._study = study
         self._config = config
         self._config_json = config.model_dump_json()
-        self._plan = plan
+        self._fixed_plan = plan
+        self._grower = grower
         self._folder = folder
         self._data_folder = data_folder
         self._devices = devices
@@ -76,6 +104,7 @@ class Schedule:
         self._todo = deque(cell for cell in plan.cells if cell.id not in runs)
         self._states = Counter(run.state for run in runs.values())
         self._attempts: dict[int, _Attempt] = {}
+        self._idle: set[int] = set()
         self._deaths: Counter[str] = Counter()
         self._failed_starts = 0
         self._epoch_seconds: defaultdict[str, list[float]] = defaultdict(list)
@@ -86,26 +115,47 @@ class Schedule:
         Raises:
             ExecutorError: executors die before they can take a job.
         """
-        if not self._todo:
+        if not self._has_work():
             return
-        count = min(len(self._devices), len(self._todo))
+        count = len(self._devices)
+        if self._grower is None:
+            count = min(count, len(self._todo))
         with Executors(count, study_folder=self._folder) as executors:
             try:
-                while (self._todo or self._attempts) and not should_stop():
+                while not should_stop() and (self._has_work() or self._attempts):
                     message = executors.next_message(timeout_s=_POLL_S)
                     if message is None:
                         self._tell_progress()
                     else:
                         self._handle(message, executors)
+                        self._hand_out(executors)
             finally:
                 executors.close()
                 self._release_attempts()
+
+    @property
+    def _plan(self) -> Plan:
+        return self._grower.plan if self._grower else self._fixed_plan
+
+    def _has_work(self) -> bool:
+        """Whether a cell is to be done; a search is asked for one where none is."""
+        if not self._todo and self._grower:
+            self._todo.extend(self._grower.next_cells())
+        return bool(self._todo)
+
+    def _hand_out(self, executors: Executors) -> None:
+        """Gives idle executors what there is to do."""
+        while self._idle and self._has_work():
+            index = min(self._idle)
+            self._idle.remove(index)
+            executors.submit(index, self._claim(index))
 
     def _handle(self, message: Message, executors: Executors) -> None:
         index = message.executor
         attempt = self._attempts.get(index)
         if message.event == "ready":
             self._failed_starts = 0
+            self._idle.add(index)
         elif message.event == "epoch":
             assert attempt is not None and message.epoch is not None
             now = time.monotonic()
@@ -115,16 +165,18 @@ class Schedule:
             attempt.val_error_pct = message.epoch.val_error_pct
             trials.report(self._study, number=attempt.trial, epoch=message.epoch)
             self._tell_progress()
-            return
+        elif message.event == "waiting":
+            assert attempt is not None and self._grower is not None
+            reason = self._grower.stop_reason(attempt.cell, message.epochs)
+            executors.give_word(index, stop_reason=reason)
         elif message.event == "finished":
             self._settle(index)
+            self._idle.add(index)
         else:
             self._bury(index, message.reason)
-            if self._todo:
+            self._idle.discard(index)
+            if self._has_work() or self._grower:
                 executors.start(index)
-            return
-        if self._todo:
-            executors.submit(index, self._claim(index))
 
     def _claim(self, index: int) -> Job:
         cell = self._todo.popleft()
@@ -141,6 +193,7 @@ class Schedule:
             study_folder=str(self._folder),
             device=self._devices[index],
             environment=self._environment,
+            wait_after=self._grower.wait_after(cell) if self._grower else (),
         )
 
     def _settle(self, index: int) -> bool:
@@ -152,6 +205,8 @@ class Schedule:
         del self._attempts[index]
         trials.tell(self._study, number=attempt.trial, run=run)
         self._states[run.state] += 1
+        if self._grower:
+            self._grower.settle(run)
         self._tell_progress(finished=run)
         return True
 
@@ -209,7 +264,9 @@ class Schedule:
     ) -> None:
         self._on_progress(
             Progress(
-                num_planned=len(self._plan.cells),
+                num_planned=len(self._plan.cells)
+                + (self._grower.num_to_come if self._grower else 0),
+                num_pruned=self._states["pruned"],
                 num_complete=self._states["complete"],
                 num_failed=self._states["failed"] + self._states["diverged"],
                 running=tuple(

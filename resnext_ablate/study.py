@@ -316,5 +316,5 @@ def _with_kept_runs(
 
 def _forget_failures(plan: Plan, folder: Path) -> None:
     for run in records.read_runs(folder, plan):
-        if run.state != "complete":
+        if run.state in records.FAILURES:
             records.run_path(folder, run.cell).unlink()

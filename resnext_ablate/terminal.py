@@ -101,7 +101,7 @@ class RunProgress:
 def _finished_line(progress: Progress) -> str:
     run = progress.finished
     assert run is not None
-    done = progress.num_complete + progress.num_failed
+    done = progress.num_complete + progress.num_pruned + progress.num_failed
     place = f"[{done}/{progress.num_planned}] {run.variant} seed {run.seed}"
     if run.state != "complete":
         return f"{place}: {run.state}: {run.reason}"
@@ -112,7 +112,7 @@ def _finished_line(progress: Progress) -> str:
 
 
 def _progress_line(progress: Progress) -> str:
-    done = progress.num_complete + progress.num_failed
+    done = progress.num_complete + progress.num_pruned + progress.num_failed
     eta = "" if progress.eta_s is None else f", about {_duration(progress.eta_s)} left"
     running = "; ".join(
         f"{one.variant} seed {one.seed} epoch {one.epoch}"

@@ -34,6 +34,13 @@ _DISTRIBUTIONS = {
     "seed": IntDistribution(0, 2**31 - 1),
 }
 
+_STATES = {
+    "complete": TrialState.COMPLETE,
+    "pruned": TrialState.PRUNED,
+    "diverged": TrialState.FAIL,
+    "failed": TrialState.FAIL,
+}
+
 _SQLITE_HEADER = b"SQLite format 3\x00"
 
 
@@ -101,10 +108,7 @@ def tell(study: optuna.Study, *, number: int, run: RunRecord) -> None:
     trial = _live(study, number)
     for key, value in _result_attributes(run).items():
         trial.set_user_attr(key, value)
-    if run.state == "complete":
-        study.tell(number, run.epochs[-1].val_error_pct)
-    else:
-        study.tell(number, state=TrialState.FAIL)
+    study.tell(number, _value(run), state=_STATES[run.state])
 
 
 def tell_lost(study: optuna.Study, *, number: int, reason: str) -> None:
@@ -124,19 +128,20 @@ def reconcile(study: optuna.Study, *, plan: Plan, folder: Path) -> None:
             tell(study, number=trial.number, run=run)
     told = {
         trial.user_attrs.get("cell")
-        for trial in _trials(study, TrialState.COMPLETE, TrialState.FAIL)
+        for trial in _trials(
+            study, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
+        )
         if "state" in trial.user_attrs
     }
     for cell in plan.cells:
         run = None if cell.id in told else read_run_file(folder, cell.id)
         if run is not None:
-            complete = run.state == "complete"
             study.add_trial(
                 _trial(
                     plan.net(cell.variant),
                     cell,
-                    state=TrialState.COMPLETE if complete else TrialState.FAIL,
-                    value=run.epochs[-1].val_error_pct if complete else None,
+                    state=_STATES[run.state],
+                    value=_value(run),
                     attributes=_result_attributes(run),
                 )
             )
@@ -212,6 +217,10 @@ def _trial(
             **(attributes or {}),
         },
     )
+
+
+def _value(run: RunRecord) -> float | None:
+    return run.epochs[-1].val_error_pct if run.state == "complete" else None
 
 
 def _result_attributes(run: RunRecord) -> dict[str, str | float]:

@@ -69,7 +69,7 @@ ROOMS: dict[str, set[str]] = {
     "chart_style": set(),
     "charts": {"chart_style"},
     "figures": {"chart_style", "charts"},
-    "page": {"chart_style", "tables"},
+    "page": {"chart_style", "records", "tables"},
     "report": {"charts", "figures", "page", "stats", "tables", "verdicts"},
     # face
     "answers": {
