@@ -1,8 +1,9 @@
-"""What the charts of a study show: for each chart a function frame -> data.
+"""Error against what a net is and costs: for each chart a function frame -> data.
 
 Frames are the `variants`, `comparisons`, `runs` and `epochs` tables of a study, with
-complete runs only in `runs`. The data functions hold every number and the finding that
-the title states; `figures` only draws.
+complete runs only in `runs`. Data functions hold every number and the finding that the
+title states; `figures` only draws. `charts_compare`, `charts_cost` and `charts_ranking`
+do the same for other questions.
 """
 
 from __future__ import annotations
@@ -18,8 +19,6 @@ from resnext_ablate import chart_style as style
 
 MAX_SEEDS_DRAWN = 60
 """With more variants than this only means are drawn."""
-MAX_CURVES = 6
-MAX_DIFFERENCES = 30
 EQUAL_PCT = 10.0
 """Variants whose FLOPs differ by less than this are held equal."""
 
@@ -64,39 +63,15 @@ class CardinalityData:
 
 
 @dataclass(frozen=True)
-class CurvesData:
-    """Errors by epoch: mean over seeds, and their range."""
+class FamiliesData:
+    """Error against parameters, for each way to grow a net."""
 
     title: str
     note: str
-    curves: pd.DataFrame
-    """variant, epoch, train, val, val_low, val_high, n."""
-    order: tuple[str, ...]
-    """All variants of the study, which fixes the colours."""
-
-
-@dataclass(frozen=True)
-class DifferencesData:
-    """Differences from the reference with simultaneous intervals."""
-
-    title: str
-    note: str
-    rows: pd.DataFrame
-    """variant, difference, low, high, verdict, n; in plan order."""
-    margin: float
-    order: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class PaperData:
-    """The paper's differences against ours."""
-
-    title: str
-    note: str
-    rows: pd.DataFrame
-    """variant, cardinality, paper, ours, low, high."""
-    paper: str
-    order: tuple[str, ...]
+    points: pd.DataFrame
+    """family, variant, x, mean, low, high, n; the reference is in every family."""
+    seeds: pd.DataFrame
+    """family, variant, seed, x, y."""
 
 
 def cardinality_data(
@@ -113,7 +88,7 @@ def cardinality_data(
         paper: the paper's rows that match variants (`variant`, `setting`,
             `cardinality`, `paper_difference`, `model`, `source`); may be empty.
     """
-    main = _points(
+    main = points_data(
         variants, runs, x="cardinality", title=_trend_title(variants, comparisons)
     )
     ours = variants[["variant", "cardinality"]].merge(
@@ -154,7 +129,7 @@ def complexity_data(
     """Test error against FLOPs or parameters."""
     word = CURRENCIES[currency]
     known = variants.dropna(subset=["test_error_pct_mean"])
-    off = _off_pct(variants, currency)
+    off = off_pct(variants, currency)
     means = known["test_error_pct_mean"]
     if len(known) < 2:
         title = f"Test error and {word} of {_only(known)}"
@@ -169,38 +144,10 @@ def complexity_data(
         title = f"Test error {trend} with {word} (rank correlation {tau:+.2f})"
         if math.isnan(tau) or abs(tau) < 0.5:
             title = f"Test error does not follow {word} (rank correlation {tau:+.2f})"
-    return _points(variants, runs, x=currency, title=title)
+    return points_data(variants, runs, x=currency, title=title)
 
 
-def time_data(variants: pd.DataFrame, runs: pd.DataFrame) -> PointsData:
-    """Measured training time per image, against FLOPs or, where those are held equal,
-    against cardinality."""
-    equal = _off_pct(variants, "macs") <= EQUAL_PCT
-    x = "cardinality" if equal and variants["cardinality"].nunique() > 1 else "macs"
-    per_image = "time_per_image_ms"
-    known = variants.dropna(subset=[f"{per_image}_mean"])
-    timed = runs.assign(**{per_image: 1000.0 / runs["images_per_s"]})
-    means = known[f"{per_image}_mean"]
-    title = "Training time per image"
-    if len(known) > 1:
-        slow, fast = known.loc[means.idxmax()], known.loc[means.idxmin()]
-        ratio = slow[f"{per_image}_mean"] / fast[f"{per_image}_mean"]
-        start = "Equal FLOPs, unequal time: " if equal and ratio >= 1.1 else ""
-        title = (
-            f"{start}{slow['variant']} takes {ratio:.1f} times as long per image as "
-            f"{fast['variant']}"
-        )
-    return _points(
-        variants,
-        timed,
-        x=x,
-        title=title,
-        y=per_image,
-        y_title="training time per image (ms)",
-    )
-
-
-def _points(
+def points_data(
     variants: pd.DataFrame,
     runs: pd.DataFrame,
     *,
@@ -209,6 +156,7 @@ def _points(
     y: str = "test_error_pct",
     y_title: str = "test error (%)",
 ) -> PointsData:
+    """Means of `y` against a column `x` of the variants, and every seed."""
     has_interval = f"{y}_ci_low" in variants
     points = pd.DataFrame(
         {
@@ -249,12 +197,53 @@ def _points(
     )
 
 
+FAMILIES = {
+    "width": ("cardinality", "depth"),
+    "cardinality": ("base_width", "depth"),
+    "depth": ("cardinality", "base_width"),
+}
+"""Ways to grow a net, each with what stays as the reference has it."""
+
+
+def families_data(variants: pd.DataFrame, runs: pd.DataFrame) -> FamiliesData | None:
+    """Test error against parameters where nets grow in more than one way (Fig. 7).
+
+    Returns:
+        None where fewer than two families have a net of another size.
+    """
+    reference = variants[variants["is_reference"]].iloc[0]
+    all_points = points_data(variants, runs, x="params", title="")
+    parts, seeds, slopes = [], [], {}
+    for family, same in FAMILIES.items():
+        held = (variants[list(same)] == reference[list(same)]).all(axis=1)
+        members = set(variants.loc[held, "variant"])
+        known = all_points.points.dropna(subset=["mean"])
+        rows = known[known["variant"].isin(members)].sort_values("x")
+        if len(rows) < 2 or rows["x"].max() < (1 + EQUAL_PCT / 100) * rows["x"].min():
+            continue
+        doublings = rows["x"].map(math.log2)
+        slopes[family] = float(stats.linregress(doublings, rows["mean"]).slope)
+        parts.append(rows.assign(family=family))
+        own = all_points.seeds["variant"].isin(members)
+        seeds.append(all_points.seeds[own].assign(family=family))
+    if len(parts) < 2:
+        return None
+    said = ", ".join(f"{family} {slope:+.2f}" for family, slope in slopes.items())
+    return FamiliesData(
+        title=f"Points of test error per doubling of parameters: {said}",
+        note="Each line grows the reference in one way and holds the rest: "
+        f"{', '.join(slopes)}. {all_points.note} Slopes: least squares through means.",
+        points=pd.concat(parts, ignore_index=True),
+        seeds=pd.concat(seeds, ignore_index=True),
+    )
+
+
 def _trend_title(variants: pd.DataFrame, comparisons: pd.DataFrame) -> str:
     known = variants.dropna(subset=["test_error_pct_mean"])
     if len(known) < 2:
         return f"Test error of {_only(known)}"
     best = known.loc[known["test_error_pct_mean"].idxmin()]
-    off = _off_pct(variants, "macs")
+    off = off_pct(variants, "macs")
     held = f" at FLOPs equal within {off:.1f} %" if off <= EQUAL_PCT else ""
     reference = known[known["is_reference"]]
     if len(reference) == 0 or bool(best["is_reference"]):
@@ -275,115 +264,6 @@ def _only(known: pd.DataFrame) -> str:
     return str(known["variant"].iloc[0]) if len(known) else "no variant yet"
 
 
-def _off_pct(variants: pd.DataFrame, currency: Currency) -> float:
+def off_pct(variants: pd.DataFrame, currency: Currency) -> float:
     """Largest distance from the reference in percent."""
     return float(variants[f"{currency}_error_pct"].abs().max())
-
-
-def curves_data(epochs: pd.DataFrame, variants: pd.DataFrame) -> CurvesData:
-    """Mean error by epoch over the seeds of each variant, with the seeds' range."""
-    shown = variants.dropna(subset=["test_error_pct_mean"])
-    if len(shown) > MAX_CURVES:
-        best = shown.sort_values("test_error_pct_mean").head(MAX_CURVES - 1)
-        keep = set(best["variant"]) | set(shown[shown["is_reference"]]["variant"])
-        shown = shown[shown["variant"].isin(keep)]
-    curves = (
-        epochs[epochs["variant"].isin(shown["variant"])]
-        .groupby(["variant", "epoch"], observed=True)
-        .agg(
-            train=("train_error_pct", "mean"),
-            val=("val_error_pct", "mean"),
-            val_low=("val_error_pct", "min"),
-            val_high=("val_error_pct", "max"),
-            n=("seed", "nunique"),
-        )
-        .reset_index()
-    )
-    note = (
-        "Solid: validation, mean over seeds, with a band over all seeds. Dashed: "
-        "training, on augmented batches as they pass."
-    )
-    if len(shown) < len(variants):
-        note += (
-            f" {len(shown)} of {len(variants)} variants: the reference and those of "
-            "lowest error."
-        )
-    title = "Training curves"
-    if len(curves):
-        last = curves[curves["epoch"] == curves["epoch"].max()]
-        low, high = last.loc[last["val"].idxmin()], last.loc[last["val"].idxmax()]
-        title = (
-            f"After {low['epoch']} epochs the mean validation error is "
-            f"{low['val']:.1f} % ({low['variant']})"
-        )
-        if len(last) > 1:
-            title += f" to {high['val']:.1f} % ({high['variant']})"
-    return CurvesData(title, note, curves, tuple(variants["variant"]))
-
-
-def differences_data(
-    comparisons: pd.DataFrame, variants: pd.DataFrame
-) -> DifferencesData:
-    """Each variant's difference from the reference."""
-    rows = pd.DataFrame(
-        {
-            "variant": comparisons["variant"],
-            "difference": comparisons["difference_pct"],
-            "low": comparisons["ci_low"],
-            "high": comparisons["ci_high"],
-            "verdict": comparisons["verdict"],
-            "n": comparisons["n_variant"],
-        }
-    ).dropna(subset=["difference"])
-    reference = str(comparisons["reference"].iloc[0])
-    counts = rows["verdict"].str.split().str[0].value_counts()
-    words = [
-        f"{counts[word]} {word}"
-        for word in ("better", "worse", "equivalent", "undecided")
-        if word in counts
-    ]
-    title = f"Against {reference}: {', '.join(words) or 'nothing to compare yet'}"
-    note = (
-        "Difference in test error, variant minus reference, with the interval that "
-        "holds for all comparisons together at 95 %. Shaded: differences that count as "
-        "none."
-    )
-    if len(rows) > MAX_DIFFERENCES:
-        note += f" Drawn: the {MAX_DIFFERENCES} lowest of {len(rows):,}."
-        lowest = rows.sort_values("difference").head(MAX_DIFFERENCES).index
-        rows = rows.loc[sorted(lowest)]
-    margin = float(comparisons["margin_pct"].iloc[0])
-    return DifferencesData(
-        title, note, rows.reset_index(drop=True), margin, tuple(variants["variant"])
-    )
-
-
-def paper_data(
-    variants: pd.DataFrame, comparisons: pd.DataFrame, *, paper: pd.DataFrame
-) -> PaperData:
-    """The paper's differences from its reference beside ours, variant by variant."""
-    ours = comparisons[["variant", "difference_pct", "ci_low", "ci_high"]]
-    rows = paper[["variant", "cardinality", "paper_difference"]].merge(
-        ours, on="variant"
-    )
-    rows = rows.dropna(subset=["difference_pct"])
-    rows = rows.set_axis(
-        ["variant", "cardinality", "paper", "ours", "low", "high"], axis=1
-    )
-    name = str(paper["model"].iloc[0])
-    if len(rows) == 0:
-        title = "No variant of the paper is complete yet"
-    else:
-        inside = int(
-            ((rows["low"] <= rows["paper"]) & (rows["paper"] <= rows["high"])).sum()
-        )
-        title = (
-            f"The paper's difference lies inside our interval for {inside} of "
-            f"{len(rows)} variants"
-        )
-    note = (
-        f"{name} of {paper['source'].iloc[0]}: another data set and longer training, "
-        "so only differences from each one's own reference are set side by side. On "
-        "the dashed line both agree."
-    )
-    return PaperData(title, note, rows, name, tuple(variants["variant"]))

@@ -23,6 +23,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from resnext_ablate import chart_style
+from resnext_ablate.gallery import Figure
 from resnext_ablate.records import FAILURES
 from resnext_ablate.tables import StudyTables
 
@@ -35,16 +36,6 @@ MAX_PACKED = 2_300_000
 page beyond the other is not embedded; its files lie beside the report."""
 
 Kind = Literal["text", "count", "number", "p_value", "verdict"]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A chart with the words around it."""
-
-    key: str
-    figure: go.Figure
-    title: str
-    note: str
 
 
 @dataclass(frozen=True)

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
 
 import pandas as pd
-import plotly.graph_objects as go
 
-from resnext_ablate import charts, figures, page, stats, verdicts
-from resnext_ablate.spec import InputError
+from resnext_ablate import charts, gallery, page, paper, stats, verdicts
 from resnext_ablate.tables import StudyTables, write_table
 
 _MEASURES = (
@@ -80,7 +75,13 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
         verdict=verdict,
         variants=variants,
         comparisons=comparisons,
-        figures=_drawn(tables, complete, variants, comparisons),
+        figures=gallery.draw(
+            tables.runs,
+            epochs_of(tables.epochs, complete),
+            variants=variants,
+            comparisons=comparisons,
+            paper=paper.matched_rows(tables.nets, key=tables.config.report.paper),
+        ),
     )
     text = page.render(tables, evidence)
     temporary = html.with_name(f".{html.name}")
@@ -177,103 +178,3 @@ def equality(nets: pd.DataFrame) -> str:
             return f"At equal {word} (within {max(worst, 0.1):.1f} %)"
     ratios = 1 + nets["macs_error_pct"] / 100
     return f"With {ratios.min():.2g} to {ratios.max():.2g} times the reference's FLOPs"
-
-
-def _matched_paper(tables: StudyTables) -> pd.DataFrame:
-    """The paper's rows of this study, each with the variant it belongs to.
-
-    A row belongs to the one variant of its cardinality; where several share that, to
-    the one of the same net. `paper_difference` is against the paper's own reference,
-    the row that our reference belongs to.
-    """
-    key = tables.config.report.paper
-    columns = [
-        "variant",
-        "setting",
-        "cardinality",
-        "paper_difference",
-        "model",
-        "source",
-    ]
-    if key is None:
-        return pd.DataFrame(columns=columns)
-    rows = load_paper(key)
-    nets = tables.nets
-    unique = rows["cardinality"].is_unique and nets["cardinality"].is_unique
-    on = "cardinality" if unique else "name"
-    matched = rows.merge(nets[[on, "variant", "is_reference"]], on=on)
-    own = matched.loc[matched["is_reference"].astype(bool), "top1_error_pct"]
-    if own.empty:
-        return pd.DataFrame(columns=columns)
-    matched["paper_difference"] = matched["top1_error_pct"] - own.iloc[0]
-    return matched[columns]
-
-
-def load_paper(key: str) -> pd.DataFrame:
-    """Numbers of the ResNeXt paper (arXiv:1611.05431).
-
-    Args:
-        key: table and model, such as "table3/ResNet-50".
-
-    Raises:
-        InputError: there are no such rows; the message names those that are.
-    """
-    with (
-        importlib.resources.files("resnext_ablate").joinpath("paper.csv").open() as file
-    ):
-        rows = pd.read_csv(file).dropna(subset="top1_error_pct")
-    keys = rows["table"] + "/" + rows["model"]
-    if key not in set(keys):
-        known = ", ".join(dict.fromkeys(keys))
-        raise InputError(f"report.paper: no rows {key!r}; known: {known}.")
-    return rows[keys == key].reset_index(drop=True)
-
-
-def _drawn(
-    tables: StudyTables,
-    complete: pd.DataFrame,
-    variants: pd.DataFrame,
-    comparisons: pd.DataFrame,
-) -> tuple[page.Figure, ...]:
-    """The charts that this study has data for, in reading order."""
-    if complete.empty:
-        return ()
-    paper = _matched_paper(tables)
-    drawn = []
-    if variants["cardinality"].nunique() > 1:
-        cardinality = charts.cardinality_data(
-            variants, complete, comparisons=comparisons, paper=paper
-        )
-        drawn.append(
-            _figure("error-cardinality", figures.cardinality_figure, cardinality)
-        )
-    if comparisons["difference_pct"].notna().any():
-        differences = charts.differences_data(comparisons, variants)
-        drawn.append(_figure("differences", figures.differences_figure, differences))
-    if paper["variant"].isin(comparisons["variant"]).any():
-        beside = charts.paper_data(variants, comparisons, paper=paper)
-        drawn.append(_figure("paper", figures.paper_figure, beside))
-    curves = charts.curves_data(epochs_of(tables.epochs, complete), variants)
-    if len(curves.curves):
-        drawn.append(_figure("curves", figures.curves_figure, curves))
-    time = charts.time_data(variants, complete)
-    drawn.append(_figure("time", figures.points_figure, time))
-    for currency in charts.CURRENCIES if len(variants) > 1 else ():
-        points = charts.complexity_data(variants, complete, currency=currency)
-        drawn.append(_figure(f"error-{currency}", figures.points_figure, points))
-    return tuple(drawn)
-
-
-class _Worded(Protocol):
-    @property
-    def title(self) -> str: ...
-
-    @property
-    def note(self) -> str: ...
-
-
-_Data = TypeVar("_Data", bound=_Worded)
-
-
-def _figure(key: str, draw: Callable[[_Data], go.Figure], data: _Data) -> page.Figure:
-    return page.Figure(key, draw(data), data.title, data.note)

@@ -47,7 +47,9 @@ def study(
             error = 6 + effects[i % len(effects)] + sd * rng.standard_normal()
             curve = _curve(net, seed=seed, error=error, num_epochs=num_epochs, rng=rng)
             epochs.append(curve.head(3) if reason else curve)
-            runs.append(_run(net, seed=seed, error=error, reason=reason, rng=rng))
+            rank = (seed * num_variants + i) // 2
+            run = _run(net, seed=seed, rank=rank, error=error, reason=reason, rng=rng)
+            runs.append(run)
     config = StudyConfig.model_validate(
         {
             "name": "synthetic",
@@ -112,6 +114,7 @@ def _run(
     net: dict[str, object],
     *,
     seed: int,
+    rank: int,
     error: float,
     reason: str,
     rng: np.random.Generator,
@@ -148,7 +151,11 @@ def _run(
         "package_version": "0.1.0",
         "git_commit": "abc",
         "data_checksum": "0" * 64,
-        "started_at": "2026-01-02T03:04:05+00:00",
+        # Two executors, 20 minutes a run.
+        "started_at": str(
+            pd.Timestamp("2026-01-02T03:04:05", tz="UTC")
+            + pd.Timedelta(minutes=20 * rank)
+        ).replace(" ", "T"),
     }
 
 

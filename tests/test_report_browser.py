@@ -86,15 +86,15 @@ def dark(browser: sync_api.Browser, html: Path) -> Visit:
 
 
 def test_all_charts_are_drawn_offline(visit: Visit) -> None:
-    """Seven charts, nothing fetched, nothing on the console, no way to share."""
+    """Eleven charts, nothing fetched, nothing on the console, no way to share."""
     page = visit.page
-    assert page.locator(".plot .main-svg").count() >= 7
-    assert page.locator(".js-plotly-plot").count() == 7
+    assert page.locator(".plot .main-svg").count() >= 11
+    assert page.locator(".js-plotly-plot").count() == 11
     foreign = [url for url in visit.requests if not url.startswith(("file:", "blob:"))]
     assert foreign == []
     assert visit.complaints == []
     assert page.locator("[data-title*='Share'], [data-title*='loud']").count() == 0
-    assert page.locator("[data-title*='ownload']").count() == 7
+    assert page.locator("[data-title*='ownload']").count() == 11
 
 
 def test_page_fits_a_phone(browser: sync_api.Browser, html: Path) -> None:

@@ -1,0 +1,203 @@
+"""How nets rank: their distribution, short against long budgets, what matters.
+
+A search draws nets where it expects good ones. What its nets look like is then no
+distribution of the design space, and charts of them carry a badge that says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+BADGE = "not a uniform sample"
+MIN_DISTRIBUTION = 8
+"""Fewer nets than this are listed, not shown as a distribution."""
+MAX_AXES = 12
+
+
+@dataclass(frozen=True)
+class DistributionData:
+    """Empirical distribution of an error over nets."""
+
+    title: str
+    note: str
+    badge: str
+    """Why this is no distribution of the design space; empty where it is one."""
+    x_title: str
+    steps: pd.DataFrame
+    """error, share, low, high; share of nets at or below each error."""
+    nets: pd.DataFrame
+    """variant, error; sorted."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Rank correlation between two budgets (Kendall's tau)."""
+
+    tau: float
+    low: float
+    high: float
+    """95 % interval; NaN where too few variants allow none."""
+    ceiling: float
+    """Tau that two runs of one budget reach, seed noise being what it is; or NaN."""
+
+
+@dataclass(frozen=True)
+class BudgetsData:
+    """Error after few epochs against error after all of them."""
+
+    title: str
+    note: str
+    x_title: str
+    y_title: str
+    points: pd.DataFrame
+    """variant, x, y, short_rank, long_rank; 1 is the best."""
+    seeds: pd.DataFrame
+    """variant, seed, x, y."""
+
+
+@dataclass(frozen=True)
+class ImportanceData:
+    """How much of the error each free axis of a search explains."""
+
+    title: str
+    note: str
+    badge: str
+    axes: pd.DataFrame
+    """axis, importance; the largest first."""
+
+
+def distribution_data(
+    nets: pd.DataFrame, *, is_uniform: bool, sampler: str, measure: str = "test error"
+) -> DistributionData:
+    """The share of nets at or below each error, with a 95 % bootstrap band.
+
+    The bootstrap of a share is binomial, so its band is exact and needs no draws.
+
+    Args:
+        nets: `variant` and `error` (percent), one row per net.
+        is_uniform: whether the nets were drawn uniformly from their space.
+        sampler: how they were chosen, such as "TPE".
+        measure: what `error` is.
+    """
+    rows = nets[["variant", "error"]].dropna().sort_values("error", ignore_index=True)
+    count = len(rows)
+    errors, below = np.unique(rows["error"].to_numpy(dtype=float), return_counts=True)
+    share = np.cumsum(below) / count
+    steps = pd.DataFrame(
+        {
+            "error": errors,
+            "share": share,
+            "low": stats.binom.ppf(0.025, count, share) / count,
+            "high": stats.binom.ppf(0.975, count, share) / count,
+        }
+    )
+    median = float(rows["error"].median())
+    title = f"Half of {count:,} nets have a {measure} of {median:.2f} % or less"
+    if not is_uniform:
+        title += f" ({BADGE})"
+    note = "Share of nets at or below each error, with its 95 % bootstrap band."
+    badge = ""
+    if not is_uniform:
+        badge = f"{BADGE}: chosen by {sampler}"
+        note += (
+            f" The nets were chosen by {sampler}, not drawn uniformly: this tells of "
+            "them, not of the design space."
+        )
+    return DistributionData(title, note, badge, f"{measure} (%)", steps, rows)
+
+
+def budgets_data(
+    epochs: pd.DataFrame, *, short_epoch: int, agreement: Agreement
+) -> BudgetsData:
+    """Validation error of each variant after `short_epoch` epochs and after all.
+
+    Args:
+        epochs: of complete runs of at least two variants.
+        short_epoch: the shorter budget, below the last epoch.
+        agreement: of the two, by the statistics of the study.
+    """
+    last = int(epochs["epoch"].max())
+    seeds = (
+        epochs[epochs["epoch"].isin((short_epoch, last))]
+        .pivot_table(
+            index=["variant", "seed"],
+            columns="epoch",
+            values="val_error_pct",
+            sort=False,
+            observed=True,
+        )
+        .dropna()
+        .rename(columns={short_epoch: "x", last: "y"})
+        .reset_index()
+    )
+    points = seeds.groupby("variant", sort=False)[["x", "y"]].mean().reset_index()
+    points["short_rank"] = points["x"].rank(method="min").astype(int)
+    points["long_rank"] = points["y"].rank(method="min").astype(int)
+    best = points.loc[points["y"].idxmin()]
+    ranks = f"{best['variant']}, best after {last}, is {_ordinal(best['short_rank'])}"
+    interval = ""
+    if not np.isnan(agreement.low):
+        interval = f" [{agreement.low:+.2f}, {agreement.high:+.2f}]"
+    note = (
+        f"Rank correlation (Kendall's tau) {agreement.tau:+.2f}{interval}. Each large "
+        "mark is a mean, each small dot one seed. The shorter budget is the same run "
+        "stopped early, its learning rate not yet decayed."
+    )
+    if not np.isnan(agreement.ceiling):
+        note += (
+            f" Seed noise alone would hold tau at {agreement.ceiling:+.2f} between two "
+            "runs of the full budget."
+        )
+    return BudgetsData(
+        title=f"Rank correlation {agreement.tau:+.2f} between {short_epoch} and {last} "
+        f"epochs: {ranks} after {short_epoch}",
+        note=note,
+        x_title=f"validation error after {_epochs(short_epoch)} (%)",
+        y_title=f"after {last} epochs (%)",
+        points=points,
+        seeds=seeds,
+    )
+
+
+def importance_data(
+    axes: pd.DataFrame, *, is_uniform: bool, sampler: str, method: str
+) -> ImportanceData:
+    """The axes of a search by how much of the error they explain.
+
+    Args:
+        axes: `axis` and `importance`, which sum to about 1.
+        is_uniform, sampler: as for `distribution_data`.
+        method: how the importance was estimated, such as "PED-ANOVA".
+    """
+    rows = axes.sort_values("importance", ascending=False, ignore_index=True)
+    rows = rows[["axis", "importance"]].head(MAX_AXES)
+    first = rows.iloc[0]
+    note = f"Importance by {method}; the axes of a search sum to about 1."
+    badge = ""
+    if not is_uniform:
+        badge = f"{BADGE}: chosen by {sampler}"
+        note += f" Seen where {sampler} looked, not over the whole space."
+    return ImportanceData(
+        title=f"{first['axis']} explains most of the validation error "
+        f"({100 * first['importance']:.0f} % of what the axes explain)",
+        note=note,
+        badge=badge,
+        axes=rows,
+    )
+
+
+def _epochs(count: int) -> str:
+    return f"{count} epoch{'' if count == 1 else 's'}"
+
+
+def _ordinal(rank: int) -> str:
+    ending = (
+        "th"
+        if rank % 100 in (11, 12, 13)
+        else {1: "st", 2: "nd", 3: "rd"}.get(rank % 10, "th")
+    )
+    return f"{rank}{ending}"

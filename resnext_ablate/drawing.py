@@ -1,0 +1,109 @@
+"""What several figures draw alike: bars, names beside points, marks in text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
+
+from resnext_ablate import chart_style as style
+
+
+def linked(rows: pd.DataFrame) -> list[list[object]]:
+    """Variant and seed of each point, by which the page finds its net and curve."""
+    seeds = rows["seed"].tolist() if "seed" in rows else [None] * len(rows)
+    return [[v, seed] for v, seed in zip(rows["variant"], seeds, strict=True)]
+
+
+def run_names(rows: pd.DataFrame) -> list[str]:
+    """Such as "32x4d, seed 1", as plotly shows it."""
+    pairs = zip(rows["variant"], rows["seed"], strict=True)
+    return [f"{style.safe(v)}, seed {seed}" for v, seed in pairs]
+
+
+def draw_seeds(
+    figure: go.Figure,
+    seeds: pd.DataFrame,
+    *,
+    x: Sequence[float] | pd.Series,
+    y: Sequence[float] | pd.Series,
+    colors: Sequence[str],
+    shown: str,
+    opacities: Sequence[float] | float = 0.6,
+    axis: str = "y",
+) -> None:
+    """A small dot for each run.
+
+    Args:
+        shown: what hovering tells after the name, in plotly's template language.
+    """
+    figure.add_scatter(
+        x=x,
+        y=y,
+        yaxis=axis,
+        customdata=linked(seeds),
+        mode="markers",
+        marker={"size": 6, "opacity": opacities, "color": list(colors)},
+        hovertext=run_names(seeds),
+        hovertemplate=f"%{{hovertext}}: {shown}<extra></extra>",
+    )
+
+
+def descriptions(known: pd.DataFrame) -> list[str]:
+    return [
+        f"<b>{style.safe(row.variant)}</b><br>mean {row.mean:.4g}"
+        + ("" if math.isnan(row.low) else f", {row.low:.4g} to {row.high:.4g}")
+        + f"<br>{row.n} run{'' if row.n == 1 else 's'}"
+        for row in known.itertuples(index=False)
+    ]
+
+
+def bars(rows: pd.DataFrame, centre: str) -> dict[str, object]:
+    """Error bars; where an interval is unknown there is none."""
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": (rows["high"] - rows[centre]).fillna(0.0),
+        "arrayminus": (rows[centre] - rows["low"]).fillna(0.0),
+        "thickness": 1.5,
+        "width": 4,
+        "color": style.NEUTRAL,
+    }
+
+
+def names_beside(variants: pd.Series) -> list[str]:
+    """Names with room for the mark on one side and for the seeds on the other."""
+    return [f"\u00a0{style.safe(v)}\u00a0\u00a0\u00a0" for v in variants]
+
+
+def name_places(x: pd.Series, y: pd.Series) -> list[str]:
+    """Labels right of their points, or left where the right side is taken."""
+    width, height = (max(float(np.ptp(v)), 1e-9) for v in (x, y))
+    places = []
+    for i in range(len(x)):
+        dx = ((x - x.iloc[i]) / width).to_numpy()
+        dy = ((y - y.iloc[i]).abs() / height).to_numpy()
+        close = (np.arange(len(x)) != i) & (dy < 0.1)
+        right = (close & (dx >= 0) & (dx < 0.2)).any()
+        left = (close & (dx <= 0) & (dx > -0.2)).any()
+        # The rightmost point has the edge of the plot beside it.
+        crowded = right or (dx.max() <= 0 and not left)
+        places.append("middle left" if crowded and not left else "middle right")
+    return places
+
+
+def glyph(symbol: str, color: str) -> str:
+    """A marker as text, so that a name can follow it in the colour of the ink."""
+    glyphs = {
+        "circle": "\u25cf",
+        "square": "\u25a0",
+        "diamond": "\u25c6",
+        "diamond-open": "\u25c7",
+        "triangle-up": "\u25b2",
+        "pentagon": "\u2b1f",
+        "star": "\u2605",
+    }
+    return f'<span style="color:{color}">{glyphs[symbol]}</span>'

@@ -1,0 +1,165 @@
+"""The charts that a study has data for, drawn, in reading order."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import pandas as pd
+import plotly.graph_objects as go
+from scipy import stats
+
+from resnext_ablate import (
+    charts,
+    charts_compare,
+    charts_cost,
+    charts_ranking,
+    figures,
+    figures_compare,
+    figures_cost,
+    figures_ranking,
+)
+
+_SHORT_BUDGET = 4
+"""The shorter budget of the rank chart is this fraction of the epochs."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart with the words around it."""
+
+    key: str
+    figure: go.Figure
+    title: str
+    note: str
+
+
+def draw(
+    runs: pd.DataFrame,
+    epochs: pd.DataFrame,
+    *,
+    variants: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    paper: pd.DataFrame,
+) -> tuple[Figure, ...]:
+    """All charts of a study.
+
+    Args:
+        runs: every finished run, failed ones too.
+        epochs: of complete runs.
+        variants, comparisons: the study's tables.
+        paper: rows of the paper that belong to variants; may be empty.
+    """
+    complete = runs[runs["state"] == "complete"]
+    if complete.empty:
+        return ()
+    return (
+        *_errors(complete, variants=variants, comparisons=comparisons, paper=paper),
+        *_compared(
+            complete, epochs, variants=variants, comparisons=comparisons, paper=paper
+        ),
+        *_costs(runs, complete, variants=variants),
+        *_ranked(epochs, variants=variants),
+    )
+
+
+def _errors(
+    complete: pd.DataFrame,
+    *,
+    variants: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    paper: pd.DataFrame,
+) -> Iterator[Figure]:
+    if variants["cardinality"].nunique() > 1:
+        data = charts.cardinality_data(
+            variants, complete, comparisons=comparisons, paper=paper
+        )
+        yield _figure("error-cardinality", figures.cardinality_figure, data)
+    if families := charts.families_data(variants, complete):
+        yield _figure("families", figures.families_figure, families)
+    for currency in charts.CURRENCIES if len(variants) > 1 else ():
+        points = charts.complexity_data(variants, complete, currency=currency)
+        yield _figure(f"error-{currency}", figures.points_figure, points)
+
+
+def _compared(
+    complete: pd.DataFrame,
+    epochs: pd.DataFrame,
+    *,
+    variants: pd.DataFrame,
+    comparisons: pd.DataFrame,
+    paper: pd.DataFrame,
+) -> Iterator[Figure]:
+    if comparisons["difference_pct"].notna().any():
+        against = charts_compare.differences_data(comparisons, variants, complete)
+        yield _figure("differences", figures_compare.differences_figure, against)
+    if paper["variant"].isin(comparisons["variant"]).any():
+        beside = charts_compare.paper_data(
+            variants, comparisons, runs=complete, paper=paper
+        )
+        if len(beside.rows):
+            yield _figure("paper", figures_compare.paper_figure, beside)
+    curves = charts_compare.curves_data(epochs, variants)
+    if len(curves.curves):
+        yield _figure("curves", figures_compare.curves_figure, curves)
+
+
+def _costs(
+    runs: pd.DataFrame, complete: pd.DataFrame, *, variants: pd.DataFrame
+) -> Iterator[Figure]:
+    costs = charts_cost.costs_data(variants, complete)
+    yield _figure("costs", figures_cost.costs_figure, costs)
+    held_equal = charts.off_pct(variants, "macs") <= charts.EQUAL_PCT
+    if held_equal and variants["cardinality"].nunique() > 1:
+        time = charts_cost.time_data(variants, complete)
+        yield _figure("time-cardinality", figures.points_figure, time)
+    if len(variants) > 1:
+        pareto = charts_cost.pareto_data(variants, complete)
+        yield _figure("pareto", figures_cost.pareto_figure, pareto)
+    timeline = charts_cost.timeline_data(runs, tuple(variants["variant"]))
+    yield _figure("timeline", figures_cost.timeline_figure, timeline)
+
+
+def _ranked(epochs: pd.DataFrame, *, variants: pd.DataFrame) -> Iterator[Figure]:
+    known = variants.dropna(subset=["test_error_pct_mean"])
+    if len(known) >= charts_ranking.MIN_DISTRIBUTION:
+        nets = known[["variant", "test_error_pct_mean"]]
+        distribution = charts_ranking.distribution_data(
+            nets.set_axis(["variant", "error"], axis=1),
+            is_uniform=False,
+            sampler="the study file",
+        )
+        yield _figure("distribution", figures_ranking.distribution_figure, distribution)
+    last = int(epochs["epoch"].max())
+    if len(known) < 3 or last < _SHORT_BUDGET:
+        return
+    short = last // _SHORT_BUDGET
+    budgets = charts_ranking.budgets_data(
+        epochs, short_epoch=short, agreement=_agreement(epochs, short, last)
+    )
+    yield _figure("budgets", figures_ranking.budgets_figure, budgets)
+
+
+def _agreement(epochs: pd.DataFrame, short: int, last: int) -> charts_ranking.Agreement:
+    means = epochs.pivot_table(
+        index="variant", columns="epoch", values="val_error_pct", observed=True
+    )[[short, last]].dropna()
+    tau = float(stats.kendalltau(means[short], means[last]).statistic)
+    return charts_ranking.Agreement(tau, math.nan, math.nan, math.nan)
+
+
+class _Worded(Protocol):
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def note(self) -> str: ...
+
+
+_Data = TypeVar("_Data", bound=_Worded)
+
+
+def _figure(key: str, draw: Callable[[_Data], go.Figure], data: _Data) -> Figure:
+    return Figure(key, draw(data), data.title, data.note)
