@@ -203,6 +203,10 @@ class ReportConfig(_Part):
     """Rows of the paper set beside ours, as "table3/ResNet-50"."""
     equivalence_margin_pct: float = Field(default=0.5, gt=0)
     """Differences of the test error within this many points count as none."""
+    family: Literal["reference", "pairs"] = "reference"
+    """Which variants are compared: each with the reference, or each with each."""
+    pairing: Literal["auto", "paired", "unpaired"] = "auto"
+    """Whether runs are paired by seed; auto: where the residuals show common shifts."""
 
 
 class StudyConfig(_Part):

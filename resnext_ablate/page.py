@@ -45,7 +45,9 @@ class Evidence:
     verdict: str
     variants: pd.DataFrame
     comparisons: pd.DataFrame
+    """Each variant against the reference."""
     figures: tuple[Figure, ...]
+    findings: tuple[Finding, ...]
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,14 @@ class Table:
     note: str
     frame: pd.DataFrame
     columns: tuple[Column, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the runs say beyond the verdicts, with the table that it rests on."""
+
+    text: str
+    table: Table
 
 
 _RESULT_COLUMNS = (
@@ -153,6 +163,7 @@ def render(tables: StudyTables, evidence: Evidence) -> str:
         data_name=tables.config.data.name,
         margin=tables.config.report.equivalence_margin_pct,
         figures=evidence.figures,
+        findings=evidence.findings,
         tables={table.key: table for table in shown},
         provenance=tables.provenance,
         study_file=tables.config.to_toml(),
@@ -214,6 +225,7 @@ def _tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
         ),
         Table("runs", "All runs", "", tables.runs, _RUN_COLUMNS),
     ]
+    shown += [finding.table for finding in evidence.findings]
     if len(failed):
         shown.append(Table("failed", "Runs that failed", "", failed, _FAILED_COLUMNS))
     if 0 < len(tables.epochs) <= MAX_EPOCH_ROWS:

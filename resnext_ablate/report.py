@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from resnext_ablate import charts, gallery, page, paper, stats, verdicts
+from resnext_ablate import charts, findings, gallery, page, paper, stats, verdicts
 from resnext_ablate.tables import StudyTables, write_table
 
 _MEASURES = (
@@ -35,6 +35,7 @@ _COMPARISON_COLUMNS = {
     "margin": "margin_pct",
     "detectable": "detectable_pct",
     "seeds_to_decide": "seeds_to_decide",
+    "minutes_to_decide": "minutes_to_decide",
     "verdict": "verdict",
     "explanation": "explanation",
 }
@@ -47,7 +48,8 @@ class ReportFiles:
     variants: pd.DataFrame
     """One row per variant: nets columns, n, mean, sd and interval of the test error."""
     comparisons: pd.DataFrame
-    """One row per variant that is not the reference."""
+    """One row per variant that is not the reference; with `report.family = "pairs"`
+    then one for each other pair."""
     html: Path
     verdict: str
 
@@ -71,17 +73,20 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
     write_table(variants, folder / "variants", provenance=tables.provenance)
     write_table(comparisons, folder / "comparisons", provenance=tables.provenance)
     html = folder / "report.html"
+    to_reference = comparisons["reference"] == _reference(tables.nets)
+    against = comparisons[to_reference].reset_index(drop=True)
     evidence = page.Evidence(
         verdict=verdict,
         variants=variants,
-        comparisons=comparisons,
+        comparisons=against,
         figures=gallery.draw(
             tables.runs,
             epochs_of(tables.epochs, complete),
             variants=variants,
-            comparisons=comparisons,
+            comparisons=against,
             paper=paper.matched_rows(tables.nets, key=tables.config.report.paper),
         ),
+        findings=findings.of_pairs(comparisons[~to_reference]),
     )
     text = page.render(tables, evidence)
     temporary = html.with_name(f".{html.name}")
@@ -98,7 +103,9 @@ def variants_table(nets: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
         complete: the runs that count.
     """
     errors = _errors(nets, complete)
-    summaries = [stats.summarize(errors[variant]) for variant in nets["variant"]]
+    summaries = [
+        stats.summarize(list(errors[variant].values())) for variant in nets["variant"]
+    ]
     table = nets.reset_index(drop=True).assign(
         n=[summary.num_runs for summary in summaries],
         test_error_pct_mean=[summary.mean for summary in summaries],
@@ -117,14 +124,31 @@ def epochs_of(epochs: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
     return epochs.merge(complete[["variant", "seed"]], on=["variant", "seed"])
 
 
-def _errors(nets: pd.DataFrame, complete: pd.DataFrame) -> dict[str, stats.Floats]:
-    by_variant = dict(iter(complete.groupby("variant", observed=True)))
+def _errors(nets: pd.DataFrame, complete: pd.DataFrame) -> dict[str, dict[int, float]]:
+    """Test errors by variant, then by seed."""
+    known = complete.dropna(subset="test_error_pct")
+    by_variant = dict(iter(known.groupby("variant", observed=True)))
     return {
-        variant: by_variant[variant]["test_error_pct"].dropna().to_numpy(dtype=float)
+        variant: dict(
+            zip(
+                by_variant[variant]["seed"].tolist(),
+                by_variant[variant]["test_error_pct"].tolist(),
+                strict=True,
+            )
+        )
         if variant in by_variant
-        else pd.Series(dtype=float).to_numpy()
+        else {}
         for variant in nets["variant"]
     }
+
+
+def _run_minutes(tables: StudyTables, complete: pd.DataFrame) -> dict[str, float]:
+    """What one more run of each variant adds to the time of the study."""
+    executors = tables.config.run.executors
+    if not isinstance(executors, int):
+        return {}
+    seconds = complete.groupby("variant", observed=True)["train_time_s"].mean()
+    return dict((seconds / 60 / executors).items())
 
 
 def _reference(nets: pd.DataFrame) -> str:
@@ -138,6 +162,9 @@ def _compare(
         _errors(tables.nets, complete),
         reference=_reference(tables.nets),
         margin=tables.config.report.equivalence_margin_pct,
+        family=tables.config.report.family,
+        pairing=tables.config.report.pairing,
+        run_minutes=_run_minutes(tables, complete),
     )
 
 
@@ -145,7 +172,8 @@ def comparisons_table(found: tuple[verdicts.Comparison, ...]) -> pd.DataFrame:
     """One row for each comparison; unknown and uncountable numbers are missing."""
     rows = [dataclasses.asdict(comparison) for comparison in found]
     table = pd.DataFrame(rows, columns=list(_COMPARISON_COLUMNS))
-    table["seeds_to_decide"] = table["seeds_to_decide"].replace(math.inf, math.nan)
+    need = ["seeds_to_decide", "minutes_to_decide"]
+    table[need] = table[need].astype(float).replace(math.inf, math.nan)
     return table.rename(columns=_COMPARISON_COLUMNS)
 
 

@@ -3,23 +3,25 @@
 Values are test errors in percent, one for each run, and a lower one is better. Every
 difference is variant minus reference, in points.
 
-The rules are fixed before any mean is seen. Runs that ended well count, no others. Each
-variant is compared with the reference; the error rate of 5 % holds for all comparisons
-together. Corrected p below 0.05: better or worse. Two one-sided tests place the
+The rules are fixed before any mean is seen. Runs that ended well count, no others. The
+tests are those of `families`; their error rate of 5 % holds for all comparisons of the
+family together. Corrected p below 0.05: better or worse. Two one-sided tests place the
 difference within the margin: equivalent. All else is undecided, and says so with the
-difference that would have gone unseen.
+difference that would have gone unseen, and the seeds and minutes that would decide.
+What is said holds for other seeds on the same test images.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from statistics import fmean
 
-import numpy as np
-
-from resnext_ablate import stats
+from resnext_ablate import families, power, stats
+from resnext_ablate.power import Family
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Comparison:
     high: float
     """Bounds of the simultaneous 95 % interval."""
     p_value: float
-    """Welch's t-test, two-sided, not corrected."""
+    """The pair's own t-test, two-sided, not corrected."""
     p_corrected: float
     correction: str
     p_equivalent: float
@@ -47,81 +49,125 @@ class Comparison:
     seeds_to_decide: float
     """Seeds for each variant that would decide if the difference seen were the true
     one; infinite for more than `MAX_SEEDS`, NaN where nothing is open or known."""
+    minutes_to_decide: float
+    """What the missing runs of both would add to the study's time; NaN if unknown."""
     verdict: str
     explanation: str
 
 
-@dataclass(frozen=True)
-class _Pair:
-    variant: str
-    reference: str
-    num_variant: int
-    num_reference: int
-    margin: float
-
-
 def compare(
-    runs: Mapping[str, Sequence[float] | stats.Floats], *, reference: str, margin: float
+    runs: Mapping[str, Mapping[int, float]],
+    *,
+    reference: str,
+    margin: float,
+    family: Family = "reference",
+    pairing: families.Pairing = "auto",
+    run_minutes: Mapping[str, float] | None = None,
 ) -> tuple[Comparison, ...]:
-    """Every other variant against the reference.
+    """Every other variant against the reference, or each variant against each.
 
     Args:
-        runs: test errors in percent of the finished runs of each variant.
+        runs: test errors in percent of the finished runs of each variant, by seed.
         reference: one of the variants.
         margin: points of error that count as no difference.
+        family: which variants are compared.
+        pairing: whether runs are paired by seed; "auto" leaves it to the residuals.
+        run_minutes: of each variant, what one more run adds to the study's time.
     """
-    values = {label: np.asarray(v, dtype=float) for label, v in runs.items()}
-    base = values[reference]
-    others = [label for label in values if label != reference]
-    tested = [label for label in others if min(len(values[label]), len(base)) >= 2]
-    groups = [base, *(values[label] for label in tested)]
-    found = stats.many_to_one(groups, margin=margin) if tested else ()
-    results = dict(zip(tested, found, strict=True))
-    comparisons = []
-    for label in others:
-        pair = _Pair(label, reference, len(values[label]), len(base), margin)
-        if (result := results.get(label)) and result.standard_error > 0:
-            comparisons.append(_conclude(pair, result=result, family=len(tested)))
-        else:
-            difference = _mean(values[label]) - _mean(base)
-            comparisons.append(_untested(pair, difference=difference))
-    return tuple(comparisons)
-
-
-def _mean(values: stats.Floats) -> float:
-    return float(values.mean()) if len(values) else math.nan
-
-
-def _conclude(pair: _Pair, *, result: stats.ArmTest, family: int) -> Comparison:
-    half = result.critical * result.standard_error
-    detectable = (
-        stats.detectable_shift(result.critical, df=result.df) * result.standard_error
+    pairs = _pairs(list(runs), reference=reference, family=family)
+    enough = _varied(runs)
+    if pairing == "paired":
+        enough = _sharing_seeds(runs, enough)
+    tested = [pair for pair in pairs if enough.issuperset(pair)]
+    labels = list(dict.fromkeys(label for pair in tested for label in pair))
+    found = (
+        families.compare_pairs(
+            [runs[label] for label in labels],
+            pairs=[(labels.index(a), labels.index(b)) for a, b in tested],
+            margin=margin,
+            pairing=pairing,
+        )
+        if tested
+        else ()
     )
+    results = dict(zip(tested, found, strict=True))
+    settings = _Settings(margin, family, len(labels), run_minutes or {})
+    return tuple(
+        _conclude(pair, result=results[pair], settings=settings)
+        if pair in results and not math.isnan(results[pair].half_width)
+        else _untested(pair, runs=runs, margin=margin, pairing=pairing)
+        for pair in pairs
+    )
+
+
+def _pairs(
+    labels: Sequence[str], *, reference: str, family: Family
+) -> list[tuple[str, str]]:
+    others = [label for label in labels if label != reference]
+    pairs = [(label, reference) for label in others]
+    if family == "pairs":
+        pairs += [(b, a) for a, b in itertools.combinations(others, 2)]
+    return pairs
+
+
+def _sharing_seeds(
+    runs: Mapping[str, Mapping[int, float]], labels: set[str]
+) -> set[str]:
+    """The variants, if all of them share at least two seeds."""
+    seeds = [set(runs[label]) for label in labels]
+    shared = set[int].intersection(*seeds) if seeds else set()
+    return labels if len(shared) >= 2 else set()
+
+
+@dataclass(frozen=True)
+class _Settings:
+    margin: float
+    family: Family
+    num_variants: int
+    run_minutes: Mapping[str, float]
+
+
+def _conclude(
+    pair: tuple[str, str], *, result: families.PairTest, settings: _Settings
+) -> Comparison:
     if result.p_corrected < stats.ALPHA:
         verdict = "better" if result.difference < 0 else "worse"
     elif result.p_equivalent < stats.ALPHA:
-        verdict = f"equivalent within {pair.margin:g} points"
+        verdict = f"equivalent within {settings.margin:g} points"
     else:
         verdict = "undecided"
-    seeds = math.nan
+    seeds = minutes = math.nan
     if verdict == "undecided":
-        sizes = (pair.num_variant, pair.num_reference)
-        sd = result.standard_error / math.sqrt(sum(1 / size for size in sizes))
-        seeds = stats.seeds_to_decide(
-            result.difference, sd=sd, margin=pair.margin, num_comparisons=family
+        seeds = power.seeds_to_decide(
+            result.difference,
+            sd=result.sd,
+            margin=settings.margin,
+            num_variants=settings.num_variants,
+            family=settings.family,
+            paired="paired" in result.method,
         )
-        seeds = max(seeds, max(sizes) + 1)
+        seeds = max(seeds, max(result.num_first, result.num_second) + 1)
+        sizes = (result.num_first, result.num_second)
+        minutes = sum(
+            (seeds - size) * settings.run_minutes.get(label, math.nan)
+            for label, size in zip(pair, sizes, strict=True)
+        )
     comparison = Comparison(
-        **vars(pair),
+        variant=pair[0],
+        reference=pair[1],
+        num_variant=result.num_first,
+        num_reference=result.num_second,
         difference=result.difference,
-        low=result.difference - half,
-        high=result.difference + half,
+        low=result.difference - result.half_width,
+        high=result.difference + result.half_width,
         p_value=result.p_value,
         p_corrected=result.p_corrected,
-        correction=result.correction,
+        correction=result.method,
         p_equivalent=result.p_equivalent,
-        detectable=detectable,
+        margin=settings.margin,
+        detectable=result.detectable,
         seeds_to_decide=seeds,
+        minutes_to_decide=minutes,
         verdict=verdict,
         explanation="",
     )
@@ -134,41 +180,81 @@ def _explain(comparison: Comparison) -> str:
         return f"by {near:.2f} to {far:.2f} points"
     if comparison.verdict != "undecided":
         return "the difference, if any, is smaller than the margin"
-    seeds = comparison.seeds_to_decide
-    need = f"more than {stats.MAX_SEEDS}" if math.isinf(seeds) else f"about {seeds:.0f}"
     return (
         f"a true difference below {comparison.detectable:.2f} points would often go "
-        f"unseen; {need} seeds per variant would decide if the difference seen is true"
+        f"unseen; {_need(comparison)} would decide if the difference seen is true"
     )
 
 
-def _untested(pair: _Pair, *, difference: float) -> Comparison:
+def _need(comparison: Comparison) -> str:
+    """Such as "4 more seeds of both (about 7 minutes)"."""
+    if math.isinf(comparison.seeds_to_decide):
+        return f"more than {power.MAX_SEEDS} seeds per variant"
+    more = comparison.seeds_to_decide - max(
+        comparison.num_variant, comparison.num_reference
+    )
+    minutes = comparison.minutes_to_decide
+    time = "" if math.isnan(minutes) else f" ({_duration(minutes)})"
+    return f"about {more:.0f} more seed{'s' if more > 1 else ''} of both{time}"
+
+
+def _duration(minutes: float) -> str:
+    if minutes < 1:
+        return "under a minute"
+    if minutes < 120:
+        return f"about {minutes:.0f} minute{'s' if round(minutes) > 1 else ''}"
+    return f"about {minutes / 60:.0f} hours"
+
+
+def _untested(
+    pair: tuple[str, str],
+    *,
+    runs: Mapping[str, Mapping[int, float]],
+    margin: float,
+    pairing: families.Pairing,
+) -> Comparison:
     """A comparison that the runs do not allow: no interval, no test, no claim."""
-    if min(pair.num_variant, pair.num_reference) == 0:
-        lacking = pair.variant if pair.num_variant == 0 else pair.reference
-        why = f"no complete run of {lacking}"
-    elif min(pair.num_variant, pair.num_reference) == 1:
+    sizes = [len(runs[label]) for label in pair]
+    if min(sizes) == 0:
+        why = f"no complete run of {pair[sizes.index(0)]}"
+    elif min(sizes) == 1:
         why = "one run shows no spread; both sides need at least 2 seeds"
+    elif pairing == "paired" and not _sharing_seeds(runs, _varied(runs)):
+        why = "the variants share fewer than 2 seeds to pair the runs by"
     else:
         why = "the seeds gave equal values, so there is no spread to judge by"
+    unknown = math.nan
     return Comparison(
-        **vars(pair),
-        difference=difference,
-        low=math.nan,
-        high=math.nan,
-        p_value=math.nan,
-        p_corrected=math.nan,
+        variant=pair[0],
+        reference=pair[1],
+        num_variant=sizes[0],
+        num_reference=sizes[1],
+        difference=_mean(runs[pair[0]]) - _mean(runs[pair[1]]),
+        low=unknown,
+        high=unknown,
+        p_value=unknown,
+        p_corrected=unknown,
         correction="none",
-        p_equivalent=math.nan,
-        detectable=math.nan,
-        seeds_to_decide=math.nan,
+        p_equivalent=unknown,
+        margin=margin,
+        detectable=unknown,
+        seeds_to_decide=unknown,
+        minutes_to_decide=unknown,
         verdict="undecided",
         explanation=why,
     )
 
 
+def _varied(runs: Mapping[str, Mapping[int, float]]) -> set[str]:
+    return {label for label, values in runs.items() if len(values) >= 2}
+
+
+def _mean(values: Mapping[int, float]) -> float:
+    return fmean(values.values()) if values else math.nan
+
+
 def study_verdict(
-    runs: Mapping[str, Sequence[float] | stats.Floats],
+    runs: Mapping[str, Mapping[int, float]],
     comparisons: Sequence[Comparison],
     *,
     reference: str,
@@ -181,10 +267,28 @@ def study_verdict(
         comparisons: what `compare` found.
         setting: what is held equal, such as "At equal FLOPs (within 2.6 %)".
     """
+    others = [c for c in comparisons if c.reference != reference]
+    comparisons = [c for c in comparisons if c.reference == reference]
+    sentence = _against_reference(
+        runs, comparisons, reference=reference, setting=setting
+    )
+    if not others:
+        return sentence
+    differ = sum(c.verdict in ("better", "worse") for c in others)
+    return f"{sentence} Of the other {len(others)} pairs, {differ} differ."
+
+
+def _against_reference(
+    runs: Mapping[str, Mapping[int, float]],
+    comparisons: Sequence[Comparison],
+    *,
+    reference: str,
+    setting: str,
+) -> str:
     if not any(len(values) for values in runs.values()):
         return "No run is complete, so there is nothing to say yet."
     if not comparisons:
-        alone = stats.summarize(runs[reference])
+        alone = stats.summarize(list(runs[reference].values()))
         known = not math.isnan(alone.low)
         interval = f" [{alone.low:.2f}, {alone.high:.2f}]" if known else ""
         return (

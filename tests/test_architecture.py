@@ -65,7 +65,9 @@ ROOMS: dict[str, set[str]] = {
     },
     # evidence
     "stats": set(),
-    "verdicts": {"stats"},
+    "power": {"stats"},
+    "families": {"power", "stats"},
+    "verdicts": {"families", "power", "stats"},
     "paper": set(),
     "chart_style": set(),
     "charts": {"chart_style"},
@@ -88,7 +90,17 @@ ROOMS: dict[str, set[str]] = {
         "figures_ranking",
     },
     "page": {"chart_style", "gallery", "records", "tables"},
-    "report": {"charts", "gallery", "page", "paper", "stats", "tables", "verdicts"},
+    "findings": {"page"},
+    "report": {
+        "charts",
+        "findings",
+        "gallery",
+        "page",
+        "paper",
+        "stats",
+        "tables",
+        "verdicts",
+    },
     # face
     "answers": {
         "complexity",
