@@ -102,7 +102,7 @@ def variants_table(nets: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
         nets: one row per variant.
         complete: the runs that count.
     """
-    errors = _errors(nets, complete)
+    errors = errors_by_seed(nets, complete)
     summaries = [
         stats.summarize(list(errors[variant].values())) for variant in nets["variant"]
     ]
@@ -124,7 +124,9 @@ def epochs_of(epochs: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
     return epochs.merge(complete[["variant", "seed"]], on=["variant", "seed"])
 
 
-def _errors(nets: pd.DataFrame, complete: pd.DataFrame) -> dict[str, dict[int, float]]:
+def errors_by_seed(
+    nets: pd.DataFrame, complete: pd.DataFrame
+) -> dict[str, dict[int, float]]:
     """Test errors by variant, then by seed."""
     known = complete.dropna(subset="test_error_pct")
     by_variant = dict(iter(known.groupby("variant", observed=True)))
@@ -159,7 +161,7 @@ def _compare(
     tables: StudyTables, complete: pd.DataFrame
 ) -> tuple[verdicts.Comparison, ...]:
     return verdicts.compare(
-        _errors(tables.nets, complete),
+        errors_by_seed(tables.nets, complete),
         reference=_reference(tables.nets),
         margin=tables.config.report.equivalence_margin_pct,
         family=tables.config.report.family,
@@ -181,7 +183,7 @@ def _verdict(
     tables: StudyTables, complete: pd.DataFrame, found: tuple[verdicts.Comparison, ...]
 ) -> str:
     sentence = verdicts.study_verdict(
-        _errors(tables.nets, complete),
+        errors_by_seed(tables.nets, complete),
         found,
         reference=_reference(tables.nets),
         setting=equality(tables.nets),

@@ -31,10 +31,7 @@ Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 def _frames(tables: StudyTables) -> Frames:
     complete = tables.runs[tables.runs["state"] == "complete"]
     variants = report.variants_table(tables.nets, complete)
-    runs = {
-        variant: complete.loc[complete["variant"] == variant, "test_error_pct"]
-        for variant in variants["variant"]
-    }
+    runs = report.errors_by_seed(tables.nets, complete)
     found = compare(runs, reference=str(variants["variant"].iloc[0]), margin=0.5)
     return variants, complete, report.comparisons_table(found)
 
