@@ -17,6 +17,9 @@ from scipy import optimize, special
 from resnext_ablate.stats import ALPHA, Floats, dunnett_critical, spread_nodes
 
 POWER = 0.8
+PRICE_OF_CHOICE = 1.04
+"""What p-values are multiplied by because residuals choose the test (`families`)."""
+LEVEL = ALPHA / PRICE_OF_CHOICE
 MAX_SEEDS = 100
 """More seeds than this are not counted out, only called "more than 100"."""
 
@@ -34,8 +37,8 @@ def critical_value(
     Dunnett's value against a reference, Bonferroni's for other families.
     """
     if family == "reference":
-        return dunnett_critical(correlations=correlations, df=df)
-    return _t_quantile(1 - ALPHA / num_comparisons / 2, df)
+        return dunnett_critical(correlations=correlations, df=df, level=LEVEL)
+    return _t_quantile(1 - LEVEL / num_comparisons / 2, df)
 
 
 @cache
@@ -75,7 +78,7 @@ def detectable_in_sd(
         )
         own_error = np.sqrt(parts[0] + parts[1])
         sum_of_squares = (num_first - 1) * a + (num_second - 1) * b
-    own_bound = special.stdtrit(own_df, 1 - ALPHA / 2) * own_error
+    own_bound = special.stdtrit(own_df, 1 - LEVEL / 2) * own_error
     own_total = num_first - 1 + (0 if paired else num_second - 1)
     rest, rest_weights = _other_spread(df - own_total)
     pooled = np.sqrt((sum_of_squares[:, None] + rest) / df)
@@ -173,7 +176,7 @@ def seeds_to_decide(
         return in_sd * sd <= abs(difference)
 
     def within(num_seeds: int) -> bool:
-        level = ALPHA / num_comparisons(num_variants, family=family)
+        level = LEVEL / num_comparisons(num_variants, family=family)
         df = (num_variants - 1 if paired else num_variants) * (num_seeds - 1)
         quantiles = _t_quantile(1 - level, df) + _t_quantile((1 + POWER) / 2, df)
         return quantiles * sd * math.sqrt(2 / num_seeds) <= margin - abs(difference)

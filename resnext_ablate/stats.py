@@ -75,21 +75,22 @@ def dunnett_p(t_values: Floats, *, correlations: Floats, df: float) -> Floats:
     return np.clip(1 - cdf, 0.0, 1.0)
 
 
-def dunnett_critical(*, correlations: Floats, df: float) -> float:
-    """The t-value that the largest of all arms exceeds in 5 % of null studies."""
-
-    return _dunnett_critical(tuple(correlations.tolist()), df)
+def dunnett_critical(*, correlations: Floats, df: float, level: float = ALPHA) -> float:
+    """The t-value that the largest of all arms exceeds in `level` of null studies."""
+    return _dunnett_critical(tuple(correlations.tolist()), df, level)
 
 
 @cache
-def _dunnett_critical(correlations: tuple[float, ...], df: float) -> float:
+def _dunnett_critical(
+    correlations: tuple[float, ...], df: float, level: float
+) -> float:
     arms = np.array(correlations)
 
     def excess(t: float) -> float:
         cdf = _dunnett_cdf(np.array([t]), correlations=arms, df=df)
-        return float(cdf[0]) - (1 - ALPHA)
+        return float(cdf[0]) - (1 - level)
 
-    bonferroni = float(stats.t.isf(ALPHA / len(arms) / 2, df))
+    bonferroni = float(stats.t.isf(level / len(arms) / 2, df))
     return float(optimize.brentq(excess, 0.5, bonferroni + 0.01, xtol=1e-8))
 
 

@@ -13,6 +13,7 @@ from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from resnext_ablate import families, power
 from resnext_ablate.families import Pairing, PairTest
+from resnext_ablate.power import LEVEL, PRICE_OF_CHOICE
 from resnext_ablate.stats import Floats
 
 
@@ -40,10 +41,11 @@ def test_dunnett_and_welch_against_scipy() -> None:
     welch = [scipy_stats.ttest_ind(arm, base, equal_var=False) for arm in arms]
     assert {one.method for one in found} == {"Dunnett"}
     assert [one.p_value for one in found] == pytest.approx([w.pvalue for w in welch])
-    expected = np.maximum(dunnett.pvalue, [w.pvalue for w in welch])
+    larger = np.maximum(dunnett.pvalue, [w.pvalue for w in welch])
+    expected = np.minimum(PRICE_OF_CHOICE * larger, 1)
     assert [one.p_corrected for one in found] == pytest.approx(expected, abs=1e-3)
-    simultaneous = dunnett.confidence_interval(0.95)
-    own = [w.confidence_interval(0.95) for w in welch]
+    simultaneous = dunnett.confidence_interval(1 - LEVEL)
+    own = [w.confidence_interval(1 - LEVEL) for w in welch]
     halves = np.maximum(
         (simultaneous.high - simultaneous.low) / 2, [(w.high - w.low) / 2 for w in own]
     )
@@ -56,7 +58,7 @@ def test_equivalence_against_statsmodels() -> None:
     (found,) = against_first([base, arm], margin=0.3)
     pooled = ttost_ind(arm, base, -0.3, 0.3, usevar="pooled")[0]
     welch = ttost_ind(arm, base, -0.3, 0.3, usevar="unequal")[0]
-    assert found.p_equivalent == pytest.approx(max(pooled, welch))
+    assert found.p_equivalent == pytest.approx(PRICE_OF_CHOICE * max(pooled, welch))
 
 
 def test_one_noisy_variant_is_judged_by_its_own_spread() -> None:
@@ -69,7 +71,7 @@ def test_one_noisy_variant_is_judged_by_its_own_spread() -> None:
         *quiet, wild, control=base, rng=np.random.default_rng(1)
     )
     assert dunnett.pvalue[-1] < 0.05 < alone
-    assert found.p_corrected == pytest.approx(alone)
+    assert found.p_corrected == pytest.approx(PRICE_OF_CHOICE * alone)
     assert found.half_width > abs(found.difference)
 
 
@@ -81,9 +83,9 @@ def test_plainly_unequal_spreads_are_not_pooled() -> None:
     welch = [scipy_stats.ttest_ind(arm, base, equal_var=False).pvalue for arm in arms]
     assert all(one.method.startswith("Welch, Holm") for one in found)
     holm = multipletests(welch, method="holm")[1]
-    assert [one.p_corrected for one in found] == pytest.approx(holm)
+    assert [one.p_corrected for one in found] == pytest.approx(PRICE_OF_CHOICE * holm)
     tost = [ttost_ind(arm, base, -0.5, 0.5, usevar="unequal")[0] for arm in arms]
-    expected = multipletests(tost, method="holm")[1]
+    expected = np.minimum(PRICE_OF_CHOICE * multipletests(tost, method="holm")[1], 1)
     assert [one.p_equivalent for one in found] == pytest.approx(expected)
 
 
@@ -104,9 +106,9 @@ def test_pairs_are_corrected_by_holm() -> None:
         scipy_stats.ttest_ind(groups[a], groups[b], equal_var=False).pvalue
         for a, b in pairs
     ]
-    expected = np.maximum(holm, welch)
+    expected = np.minimum(PRICE_OF_CHOICE * np.maximum(holm, welch), 1)
     assert [one.p_corrected for one in found] == pytest.approx(expected)
-    bonferroni = scipy_stats.t.isf(0.025 / 6, 12) * sd / math.sqrt(2)
+    bonferroni = scipy_stats.t.isf(LEVEL / 2 / 6, 12) * sd / math.sqrt(2)
     assert all(one.half_width >= bonferroni * (1 - 1e-9) for one in found)
 
 
@@ -127,11 +129,11 @@ def test_pairing_by_hand() -> None:
     theirs = scipy_stats.ttest_rel(arm, base)
     # Two variants: the residual spread is that of the differences, one test is both.
     assert found.p_value == pytest.approx(theirs.pvalue)
-    assert found.p_corrected == pytest.approx(theirs.pvalue, abs=1e-6)
-    interval = theirs.confidence_interval(0.95)
+    assert found.p_corrected == pytest.approx(1.04 * theirs.pvalue, abs=1e-6)
+    interval = theirs.confidence_interval(1 - LEVEL)
     assert found.half_width == pytest.approx((interval.high - interval.low) / 2)
     tost = ttost_paired(arm, base, -0.6, 0.6)[0]
-    assert found.p_equivalent == pytest.approx(tost)
+    assert found.p_equivalent == pytest.approx(1.04 * tost)
 
 
 def test_residuals_choose_the_pairing() -> None:
