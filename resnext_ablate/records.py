@@ -156,6 +156,12 @@ def pack_bits(correct: npt.NDArray[np.bool_]) -> str:
     return base64.b64encode(np.packbits(correct).tobytes()).decode()
 
 
+def unpack_bits(text: str, *, num_images: int) -> npt.NDArray[np.bool_]:
+    """(num_images,): which test images a run got right, as `pack_bits` wrote them."""
+    packed = np.frombuffer(base64.b64decode(text), dtype=np.uint8)
+    return np.unpackbits(packed, count=num_images).astype(bool)
+
+
 def write_atomically(path: Path, content: str | bytes) -> None:
     """Writes a file that is whole or absent, whatever is killed or loses power.
 

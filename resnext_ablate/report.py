@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from resnext_ablate import charts, findings, gallery, page, paper, stats, verdicts
+from resnext_ablate import (
+    charts,
+    findings,
+    gallery,
+    image_tests,
+    page,
+    paper,
+    stats,
+    verdicts,
+)
 from resnext_ablate.tables import StudyTables, write_table
 
 _MEASURES = (
@@ -37,8 +47,21 @@ _COMPARISON_COLUMNS = {
     "seeds_to_decide": "seeds_to_decide",
     "minutes_to_decide": "minutes_to_decide",
     "verdict": "verdict",
+    "p_images": "p_images",
+    "low_images": "ci_low_images",
+    "high_images": "ci_high_images",
     "explanation": "explanation",
 }
+
+
+_IMAGE_COLUMNS = (
+    "variant",
+    "reference",
+    "seed",
+    "only_variant_right",
+    "only_reference_right",
+    "p_value",
+)
 
 
 @dataclass(frozen=True)
@@ -55,7 +78,7 @@ class ReportFiles:
 
 
 def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
-    """Writes `variants`, `comparisons` (CSV and Parquet) and `report.html`.
+    """Writes `variants`, `comparisons`, `images` (CSV, Parquet) and `report.html`.
 
     Args:
         tables: a study, also one that is not complete.
@@ -67,11 +90,14 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
     complete = tables.runs[tables.runs["state"] == "complete"]
     variants = variants_table(tables.nets, complete)
     found = _compare(tables, complete)
-    comparisons = comparisons_table(found)
+    by_image = image_tests.compare_images(found, correct=tables.correct)
+    comparisons = comparisons_table(found, by_image)
+    images = images_table(by_image)
     verdict = _verdict(tables, complete, found)
     folder.mkdir(parents=True, exist_ok=True)
     write_table(variants, folder / "variants", provenance=tables.provenance)
     write_table(comparisons, folder / "comparisons", provenance=tables.provenance)
+    write_table(images, folder / "images", provenance=tables.provenance)
     html = folder / "report.html"
     to_reference = comparisons["reference"] == _reference(tables.nets)
     against = comparisons[to_reference].reset_index(drop=True)
@@ -86,7 +112,10 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
             comparisons=against,
             paper=paper.matched_rows(tables.nets, key=tables.config.report.paper),
         ),
-        findings=findings.of_pairs(comparisons[~to_reference]),
+        findings=(
+            *findings.of_pairs(comparisons[~to_reference]),
+            *findings.of_images(images, against),
+        ),
     )
     text = page.render(tables, evidence)
     temporary = html.with_name(f".{html.name}")
@@ -170,13 +199,41 @@ def _compare(
     )
 
 
-def comparisons_table(found: tuple[verdicts.Comparison, ...]) -> pd.DataFrame:
+def comparisons_table(
+    found: Sequence[verdicts.Comparison],
+    by_image: Sequence[image_tests.ImageComparison],
+) -> pd.DataFrame:
     """One row for each comparison; unknown and uncountable numbers are missing."""
-    rows = [dataclasses.asdict(comparison) for comparison in found]
+    rows = [
+        {
+            **dataclasses.asdict(comparison),
+            "p_images": images.p_images,
+            "low_images": images.low,
+            "high_images": images.high,
+        }
+        for comparison, images in zip(found, by_image, strict=True)
+    ]
     table = pd.DataFrame(rows, columns=list(_COMPARISON_COLUMNS))
     need = ["seeds_to_decide", "minutes_to_decide"]
     table[need] = table[need].astype(float).replace(math.inf, math.nan)
     return table.rename(columns=_COMPARISON_COLUMNS)
+
+
+def images_table(by_image: Sequence[image_tests.ImageComparison]) -> pd.DataFrame:
+    """One row for each comparison and seed that both variants have."""
+    rows = [
+        {
+            "variant": comparison.variant,
+            "reference": comparison.reference,
+            "seed": test.seed,
+            "only_variant_right": test.only_first,
+            "only_reference_right": test.only_second,
+            "p_value": test.p_value,
+        }
+        for comparison in by_image
+        for test in comparison.by_seed
+    ]
+    return pd.DataFrame(rows, columns=list(_IMAGE_COLUMNS))
 
 
 def _verdict(

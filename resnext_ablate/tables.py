@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from resnext_ablate.config import StudyConfig, load_study
@@ -17,6 +21,7 @@ from resnext_ablate.records import (
     RunRecord,
     read_plan,
     read_runs,
+    unpack_bits,
 )
 from resnext_ablate.spec import spec_from_dict
 
@@ -35,6 +40,8 @@ class StudyTables:
     epochs: pd.DataFrame
     num_planned: int
     """Runs in the plan."""
+    correct: Mapping[str, Mapping[int, npt.NDArray[np.bool_]]]
+    """(N,) by variant and seed: which test images a complete run gets right."""
 
 
 def read_tables(folder: Path) -> StudyTables:
@@ -54,6 +61,7 @@ def read_tables(folder: Path) -> StudyTables:
         runs=_runs_frame(config.name, plan, runs),
         epochs=_epochs_frame(config.name, runs),
         num_planned=len(plan.cells),
+        correct=_correct(runs, counts=plan.provenance.get("data_counts", "")),
     )
 
 
@@ -74,6 +82,20 @@ def write_tables(tables: StudyTables, folder: Path) -> None:
     """Writes the `runs` and `epochs` tables as CSV and Parquet."""
     write_table(tables.runs, folder / "runs", provenance=tables.provenance)
     write_table(tables.epochs, folder / "epochs", provenance=tables.provenance)
+
+
+def _correct(
+    runs: Sequence[RunRecord], *, counts: str
+) -> dict[str, dict[int, npt.NDArray[np.bool_]]]:
+    # Bits fill whole bytes, so that their number alone does not tell the images'.
+    found = re.search(r"(\d+) test", counts)
+    correct: dict[str, dict[int, npt.NDArray[np.bool_]]] = defaultdict(dict)
+    for run in runs if found else ():
+        if run.state == "complete" and run.correct_bits:
+            assert found is not None
+            bits = unpack_bits(run.correct_bits, num_images=int(found[1]))
+            correct[run.variant][run.seed] = bits
+    return dict(correct)
 
 
 _EPOCH_COLUMNS = [field.name for field in dataclasses.fields(EpochRecord)]

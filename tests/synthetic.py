@@ -26,6 +26,7 @@ def study(
     paper: str | None = "table3/ResNet-50",
     question: str = "Does cardinality beat width at equal FLOPs?",
     labels: Sequence[str] | None = None,
+    num_images: int = 0,
 ) -> StudyTables:
     """A study whose errors are 6 % plus the variant's effect plus normal noise.
 
@@ -35,6 +36,7 @@ def study(
         failed: reason for each (variant, seed) that failed.
         missing: (variant, seed) that have not run yet.
         labels: names of the variants in place of their settings.
+        num_images: test images whose right and wrong answers each run keeps.
     """
     rng = np.random.default_rng(0)
     nets = _nets(num_variants, labels)
@@ -75,7 +77,22 @@ def study(
         runs=pd.DataFrame(runs),
         epochs=pd.concat(epochs, ignore_index=True),
         num_planned=num_variants * num_seeds,
+        correct=_correct(pd.DataFrame(runs), num_images) if num_images else {},
     )
+
+
+def _correct(runs: pd.DataFrame, num_images: int) -> dict[str, dict[int, np.ndarray]]:
+    """Answers of each complete run that agree with its error; some images are hard."""
+    rng = np.random.default_rng(1)
+    hardness = rng.normal(0, 1, num_images)
+    correct: dict[str, dict[int, np.ndarray]] = {}
+    for run in runs[runs["state"] == "complete"].itertuples():
+        order = np.argsort(-(hardness + rng.normal(0, 0.5, num_images)))
+        wrong = order[: round(run.test_error_pct / 100 * num_images)]
+        right = np.ones(num_images, dtype=bool)
+        right[wrong] = False
+        correct.setdefault(run.variant, {})[run.seed] = right
+    return correct
 
 
 def _nets(num_variants: int, labels: Sequence[str] | None) -> pd.DataFrame:
