@@ -31,8 +31,8 @@ Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
 def _frames(tables: StudyTables) -> Frames:
     complete = tables.runs[tables.runs["state"] == "complete"]
-    variants = image_tests, report.variants_table(tables.nets, complete)
-    runs = image_tests, report.errors_by_seed(tables.nets, complete)
+    variants = report.variants_table(tables.nets, complete)
+    runs = report.errors_by_seed(tables.nets, complete)
     found = compare(runs, reference=str(variants["variant"].iloc[0]), margin=0.5)
     by_image = image_tests.compare_images(found, correct=tables.correct)
     return variants, complete, report.comparisons_table(found, by_image)
@@ -149,7 +149,7 @@ def test_curves_of_failed_runs_are_left_out() -> None:
     """A run that stopped early bends no mean curve."""
     tables = synthetic.study(failed={(1, 0): "non-finite loss"})
     variants, complete, _ = _frames(tables)
-    epochs = image_tests, report.epochs_of(tables.epochs, complete)
+    epochs = report.epochs_of(tables.epochs, complete)
     data = charts_compare.curves_data(epochs, variants)
     curve = data.curves[data.curves["variant"] == "2x10d"]
     assert curve["n"].unique().tolist() == [2]
