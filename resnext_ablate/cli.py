@@ -16,33 +16,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnext_ablate import __version__, answers, matching, options, terminal
-from resnext_ablate.names import parse_setting, parse_spec
-from resnext_ablate.options import (
-    Also,
-    AsJson,
-    Axes,
-    Cardinality,
-    Count,
-    HeldEqual,
-    ImageSize,
-    Multiple,
-    Nearest,
-    NetName,
-    Overrides,
-    Reference,
-    Results,
-    Sample,
-    Seed,
-    StudyFile,
-    StudyName,
-    Tolerance,
-    WidthRule,
-)
-from resnext_ablate.spec import InputError, MissingExtraError, ResNeXtSpec
+from resnext_ablate import __version__, answers, net_commands, terminal
+from resnext_ablate.options import AsJson, Overrides, Results, StudyFile, StudyName
+from resnext_ablate.spec import InputError, MeasuringError, MissingExtraError
 
 if TYPE_CHECKING:
-    from resnext_ablate.space import Space, Window
     from resnext_ablate.study import Outcome
 
 app = typer.Typer(
@@ -64,6 +42,9 @@ def main() -> None:
     except MissingExtraError as error:
         terminal.talk(f"error: {error}")
         sys.exit(4)
+    except MeasuringError as error:
+        terminal.talk(f"error: {error}")
+        sys.exit(1)
 
 
 @app.callback(invoke_without_command=True)
@@ -77,163 +58,10 @@ def _options(
         raise typer.Exit
 
 
-@app.command()
-def describe(
-    net: NetName, image_size: ImageSize = None, as_json: AsJson = False
-) -> None:
-    """The stage table of one net: macs, params and activations, checked by fvcore."""
-    spec = parse_spec(net)
-    size = _image_size(image_size, spec)
-    spec.layout(size)  # Refuses images that are too small before torch is loaded.
-    from resnext_ablate.model import measure_fvcore
-
-    fvcore = measure_fvcore(spec, image_size=size)
-    answer = answers.of_net(spec, image_size=size, fvcore=fvcore)
-    terminal.print_answer(answer, as_json=as_json)
-
-
-@app.command()
-def match(
-    net: NetName,
-    cardinality: Cardinality = "",
-    hold: HeldEqual = "macs",
-    tolerance: Tolerance = "5%",
-    reference: Reference = None,
-    widths: WidthRule = "auto",
-    nearest: Nearest = False,
-    count: Count = False,
-    sample: Sample = None,
-    seed: Seed = 0,
-    axis: Axes = None,
-    also: Also = None,
-    multiple: Multiple = 1,
-    image_size: ImageSize = None,
-    as_json: AsJson = False,
-) -> None:
-    """The widths for each cardinality that meet the reference's complexity.
-
-    With --count or --sample: all nets of a space around the net that meet it.
-    """
-    template = parse_spec(net)
-    size = _image_size(image_size, template)
-    values = options.values(cardinality, option="--cardinality") if cardinality else ()
-    budget = _setting_of(template, reference)
-    within: dict[str, float] = {hold: options.percent(tolerance, option="--tolerance")}
-    if not count and sample is None:
-        if axis or also or multiple != 1:
-            raise InputError("--axis, --also, --multiple need --count or --sample.")
-        found = matching.match(
-            template,
-            cardinalities=values,
-            hold=hold,
-            tolerance_pct=within[hold],
-            image_size=size,
-            reference=budget,
-            widths=widths,
-            when_none="nearest" if nearest else "refuse",
-        )
-        return terminal.print_answer(answers.of_matches(found), as_json=as_json)
-    from resnext_ablate import axes
-
-    within |= dict(options.held(text) for text in also or ())
-    space = axes.space_around(
-        template,
-        image_size=size,
-        cardinalities=values,
-        axes=axis or (),
-        inner_multiple=multiple,
-    )
-    windows = axes.windows_around(budget, image_size=size, within_pct=within)
-    answer = _of_space(
-        space,
-        windows,
-        num_drawn=sample or 0,
-        seed=seed,
-        budget=budget,
-        image_size=size,
-    )
-    terminal.print_answer(answer, as_json=as_json)
-
-
-def _setting_of(template: ResNeXtSpec, setting: str | None) -> ResNeXtSpec:
-    if setting is None:
-        return template
-    cardinality, widths = parse_setting(setting)
-    return template.with_setting(cardinality, *widths)
-
-
-def _of_space(
-    space: Space,
-    windows: tuple[Window, ...],
-    *,
-    num_drawn: int,
-    seed: int,
-    budget: ResNeXtSpec,
-    image_size: int,
-) -> answers.Answer:
-    import numpy as np
-
-    from resnext_ablate import feasible
-
-    found = feasible.solve(space, windows)
-    drawn = []
-    if found.count and num_drawn:
-        nets = feasible.draw(found, num_drawn, np.random.default_rng(seed))
-        drawn = [
-            matching.certify(
-                nets.spec(row),
-                reference=budget,
-                image_size=int(nets.image_sizes[row]),
-                reference_image_size=image_size,
-            )
-            for row in range(len(nets))
-        ]
-    nearest = "" if found.count else feasible.none_fits(space, windows)
-    return answers.of_space(
-        space, windows, count=found.count, drawn=drawn, nearest=nearest
-    )
-
-
-@app.command("export-net")
-def export_net(
-    net: NetName,
-    out: Annotated[
-        Path,
-        typer.Option(metavar="FILE", help="The file to write.", show_default=False),
-    ],
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Weights by torchvision's names. Default: freshly drawn, seed 0.",
-            show_default=False,
-        ),
-    ] = None,
-    format: Annotated[
-        str,
-        typer.Option(metavar="FORMAT", help="state_dict, torch_export or onnx."),
-    ] = "state_dict",
-    image_size: ImageSize = None,
-    as_json: AsJson = False,
-) -> None:
-    """Writes a net with its weights, and checks that the file gives its outputs."""
-    spec = parse_spec(net)
-    size = _image_size(image_size, spec)
-    spec.layout(size)  # Refuses images that are too small before torch is loaded.
-    from resnext_ablate import interop
-
-    if weights is None:
-        terminal.talk("no weights given: the net is exported as drawn with seed 0")
-        model = interop.drawn_net(spec, seed=0)
-    else:
-        model = interop.load_net(weights, spec=spec)
-    try:
-        exported = interop.export_net(model, path=out, format=format, image_size=size)
-    except interop.ExportError as error:
-        terminal.talk(f"error: {error}")
-        raise typer.Exit(1) from None
-    answer = answers.of_export(spec, format=format, exported=exported)
-    terminal.print_answer(answer, as_json=as_json)
+app.command()(net_commands.describe)
+app.command()(net_commands.match)
+app.command()(net_commands.bench)
+app.command("export-net")(net_commands.export_net)
 
 
 @app.command()
@@ -372,9 +200,3 @@ def _study_folder(study: str, results: Path) -> Path:
 
         return results / load_study(path).name
     return results / study
-
-
-def _image_size(image_size: int | None, spec: ResNeXtSpec) -> int:
-    if image_size is not None:
-        return image_size
-    return 224 if spec.stem == "imagenet" else 32

@@ -23,7 +23,7 @@ from pydantic import (
 )
 
 from resnext_ablate import complaints
-from resnext_ablate.matching import Hold, Widths
+from resnext_ablate.matching import MEASURED, Hold, Widths
 from resnext_ablate.names import parse_setting, parse_spec
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
@@ -50,11 +50,15 @@ class NetConfig(_Part):
     variants: Annotated[tuple[str, ...], _List] = ()
     """In place of `cardinality`: settings such as "2x20d", or whole names."""
     hold: Hold = "macs"
-    """What is held equal."""
+    """What is held equal; step time and peak memory are measured on the device."""
     widths: Widths = "doubling"
     """Whether widths double by stage; free or auto reach tolerances below 1 %."""
     tolerance_pct: float = Field(default=5.0, gt=0, le=100)
     """Largest difference from the reference, in percent of what is held."""
+
+    measure: bool = False
+    """Measure step time and peak memory of each variant before the runs: they join its
+    certificate. Nets that are matched by measuring are measured in any case."""
 
     @field_validator("template")
     @classmethod
@@ -73,11 +77,20 @@ class NetConfig(_Part):
             raise ValueError("cardinality names a value twice")
         if any(cardinality < 1 for cardinality in self.cardinality):
             raise ValueError("cardinality must be at least 1 everywhere")
+        if self.is_matched_by_measuring and not self.cardinality:
+            raise ValueError(
+                f"hold = {self.hold!r} solves widths: name cardinalities, not variants"
+            )
         names = [spec.name for spec in self.variant_specs()]
         if len(set(names)) < len(names):
             raise ValueError("variants names a net twice")
         self.reference_spec()
         return self
+
+    @property
+    def is_matched_by_measuring(self) -> bool:
+        """Whether only a device can tell what is held."""
+        return self.hold in MEASURED
 
     def template_spec(self) -> ResNeXtSpec:
         return parse_spec(self.template)

@@ -31,7 +31,7 @@ from resnext_ablate import data, records, training
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.hardware import TRAINING_ENVIRONMENT
 from resnext_ablate.records import EpochRecord, RunRecord
-from resnext_ablate.spec import InputError, spec_from_dict
+from resnext_ablate.spec import spec_from_dict
 
 LOCK_FILE = ".executors.lock"
 
@@ -163,26 +163,6 @@ def wait_for_executors(study_folder: Path, *, timeout_s: float = 30.0) -> bool:
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.05)
-
-
-def devices(wanted: str) -> tuple[str, ...]:
-    """The devices that runs may use: every GPU, one named, or the CPU.
-
-    Raises:
-        InputError: a CUDA device is asked for that is not there.
-    """
-    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if wanted == "cpu" or (wanted == "auto" and not available):
-        return ("cpu",)
-    known = tuple(f"cuda:{index}" for index in range(available))
-    if wanted in ("auto", "cuda") and known:
-        return known
-    if wanted in known:
-        return (wanted,)
-    raise InputError(
-        f"run.device = {wanted!r}: this machine has no such device; it has "
-        f"{', '.join(('cpu', *known))}."
-    )
 
 
 def _begun(job: Job, *, config: StudyConfig, data_checksum: str) -> RunRecord:

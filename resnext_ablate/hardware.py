@@ -18,6 +18,8 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 
+from resnext_ablate.spec import InputError
+
 Precision = Literal["fp32", "bf16"]
 
 # glibc serves tensors above 32 MiB by mmap and hands them back at once, so that every
@@ -42,6 +44,26 @@ def usable_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
+
+
+def devices(wanted: str) -> tuple[str, ...]:
+    """The devices that runs may use: every GPU, one named, or the CPU.
+
+    Raises:
+        InputError: a CUDA device is asked for that is not there.
+    """
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if wanted == "cpu" or (wanted == "auto" and not available):
+        return ("cpu",)
+    known = tuple(f"cuda:{index}" for index in range(available))
+    if wanted in ("auto", "cuda") and known:
+        return known
+    if wanted in known:
+        return (wanted,)
+    raise InputError(
+        f"run.device = {wanted!r}: this machine has no such device; it has "
+        f"{', '.join(('cpu', *known))}."
+    )
 
 
 def resolve_precision(

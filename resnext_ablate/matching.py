@@ -17,8 +17,12 @@ from typing import Literal, get_args
 from resnext_ablate.complexity import Complexity, block_params, complexity
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
-Hold = Literal["block_params", "macs", "params", "activations"]
+Hold = Literal[
+    "block_params", "macs", "params", "activations", "step_time", "peak_memory"
+]
 """What is held: parameters of a stage-1 block (Eq. 4), or what the whole net costs."""
+MEASURED: tuple[Hold, ...] = ("step_time", "peak_memory")
+"""What only a device can tell: `measured.match_measured` holds it."""
 Widths = Literal["doubling", "free", "auto"]
 """Whether d doubles by stage as in the paper or is free in each stage; auto: doubles
 where a whole base width is within the tolerance, else free."""
@@ -42,7 +46,7 @@ class Match:
     other stage has the same error where both nets double their widths."""
 
     def error_pct(self, hold: Hold) -> float:
-        """The error in the held currency."""
+        """The error in the held currency, which must not be a measured one."""
         errors = {
             "block_params": self.block_params_error_pct,
             "macs": self.macs_error_pct,
@@ -87,7 +91,9 @@ def match(
         InputError: an argument breaks its rule, or no width is within the tolerance;
             the message then names the nearest widths on either side.
     """
-    _check(cardinalities, hold, tolerance_pct, widths)
+    check_request(cardinalities, hold, tolerance_pct, widths)
+    if hold in MEASURED:
+        raise InputError(f"hold = {hold} needs a device: measured.match_measured.")
     reference = template if reference is None else reference
     matches: list[Match] = []
     failures: dict[int, list[Match]] = {}
@@ -176,7 +182,8 @@ def _free(
     """The net in the window nearest to doubling; where none is in it, those beside."""
     from resnext_ablate import space, tightest  # They load numpy; most verbs do not.
 
-    if hold == "block_params":  # Fixes stage 1, from where widths can only double.
+    # block_params fixes stage 1, from where widths can only double.
+    if hold != "macs" and hold != "params" and hold != "activations":
         return ()
     window = space.around(
         reference,
@@ -215,9 +222,14 @@ def _error_pct(value: int, reference: int) -> float:
     return 100 * (value - reference) / reference
 
 
-def _check(
+def check_request(
     cardinalities: Sequence[int], hold: str, tolerance_pct: float, widths: str
 ) -> None:
+    """Refuses a match that cannot be meant.
+
+    Raises:
+        InputError: an argument breaks its rule.
+    """
     if widths not in get_args(Widths):
         known = ", ".join(get_args(Widths))
         raise InputError(f"widths must be one of {known}; got {widths!r}.")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -101,6 +101,22 @@ Also = Annotated[
 ]
 Multiple = Annotated[
     int, typer.Option(metavar="N", help="Divides C x d in every stage of the space.")
+]
+
+Device = Annotated[
+    str, typer.Option(metavar="DEVICE", help="auto, cpu, cuda or cuda:N.")
+]
+BatchSize = Annotated[
+    int, typer.Option(metavar="N", help="Images of a training step.", min=2)
+]
+PrecisionOption = Annotated[
+    Literal["auto", "fp32", "bf16"], typer.Option(help="Of a training step.")
+]
+Threads = Annotated[
+    int, typer.Option(metavar="N", help="Threads of a CPU; a run has one.", min=1)
+]
+SecondsPerNet = Annotated[
+    float, typer.Option(metavar="S", help="Seconds of repeats for each net.", min=0)
 ]
 
 

@@ -25,7 +25,7 @@ from plotly.offline import get_plotlyjs
 from resnext_ablate import chart_style
 from resnext_ablate.gallery import Figure
 from resnext_ablate.records import FAILURES
-from resnext_ablate.tables import StudyTables
+from resnext_ablate.tables import COST_COLUMNS, StudyTables
 
 MAX_ROWS_SHOWN = 100
 """Rows of a table on the page at once; sorting and filtering reach all of them."""
@@ -107,6 +107,16 @@ _CERTIFICATE_COLUMNS = (
     Column("params_error_pct", "off (%)", signed=True),
     Column("activations", "activations", digits=0),
     Column("activations_error_pct", "off (%)", signed=True),
+)
+_COST_COLUMNS = (
+    Column("variant", "variant", "text"),
+    Column("step_time_ms", "step (ms)", digits=2),
+    Column("step_time_error_pct", "off (%)", signed=True),
+    Column("step_time_interval", "95 % interval", "text"),
+    Column("forward_time_ms", "forward (ms)", digits=2),
+    Column("roofline_pct", "of roofline (%)", digits=0),
+    Column("step_peak_memory_mib", "peak memory (MiB)", digits=1),
+    Column("step_peak_memory_error_pct", "off (%)", signed=True),
 )
 _FAILED_COLUMNS = (
     Column("variant", "variant", "text"),
@@ -225,12 +235,26 @@ def _tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
         ),
         Table("runs", "All runs", "", tables.runs, _RUN_COLUMNS),
     ]
+    if "step_time_ms" in tables.nets:
+        shown.append(
+            Table("costs", "Measured costs", "", _costs(tables), _COST_COLUMNS)
+        )
     shown += [finding.table for finding in evidence.findings]
     if len(failed):
         shown.append(Table("failed", "Runs that failed", "", failed, _FAILED_COLUMNS))
     if 0 < len(tables.epochs) <= MAX_EPOCH_ROWS:
         shown.append(Table("epochs", "All epochs", "", tables.epochs, _EPOCH_COLUMNS))
     return shown
+
+
+def _costs(tables: StudyTables) -> pd.DataFrame:
+    nets = tables.nets[["variant", *COST_COLUMNS]].copy()
+    nets["step_time_interval"] = _intervals(
+        nets["step_time_error_pct_low"],
+        nets["step_time_error_pct_high"],
+        form="{:+.2f}",
+    )
+    return nets
 
 
 _ONLY_IN_CERTIFICATE = {column.key for column in _CERTIFICATE_COLUMNS} - {

@@ -11,7 +11,6 @@ from pathlib import Path
 import pandas as pd
 
 from resnext_ablate import (
-    charts,
     findings,
     gallery,
     image_tests,
@@ -20,6 +19,7 @@ from resnext_ablate import (
     stats,
     verdicts,
 )
+from resnext_ablate.config import NetConfig
 from resnext_ablate.tables import StudyTables, write_table
 
 _MEASURES = (
@@ -243,7 +243,7 @@ def _verdict(
         errors_by_seed(tables.nets, complete),
         found,
         reference=_reference(tables.nets),
-        setting=equality(tables.nets),
+        setting=equality(tables.nets, tables.config.net),
     )
     num_complete = len(complete)
     if num_complete < tables.num_planned:
@@ -255,13 +255,23 @@ def _verdict(
     return sentence
 
 
-def equality(nets: pd.DataFrame) -> str:
-    """What the variants share, such as "At equal FLOPs (within 2.6 %)"."""
-    for column, word in (("macs", "FLOPs"), ("params", "parameters")):
-        worst = float(nets[f"{column}_error_pct"].abs().max())
+def equality(nets: pd.DataFrame, config: NetConfig) -> str:
+    """What the variants share, such as "At equal FLOPs (within 2.6 %)".
+
+    What the study holds comes first. Beyond its tolerance nothing counts as equal.
+    """
+    shared = [("macs_error_pct", "FLOPs"), ("params_error_pct", "parameters")]
+    if config.hold == "step_time":
+        shared.insert(0, ("step_time_error_pct", "measured step time"))
+    elif config.hold == "peak_memory":
+        shared.insert(0, ("step_peak_memory_error_pct", "peak memory"))
+    elif config.hold == "activations":
+        shared.insert(0, ("activations_error_pct", "activations"))
+    for column, word in shared:
+        worst = float(nets[column].abs().max()) if column in nets else math.inf
         if worst == 0:
             return f"At equal {word}"
-        if worst <= charts.EQUAL_PCT:
+        if worst <= config.tolerance_pct:
             return f"At equal {word} (within {max(worst, 0.1):.1f} %)"
     ratios = 1 + nets["macs_error_pct"] / 100
     return f"With {ratios.min():.2g} to {ratios.max():.2g} times the reference's FLOPs"

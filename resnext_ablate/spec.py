@@ -69,6 +69,13 @@ class MissingExtraError(RuntimeError):
     """
 
 
+class MeasuringError(RuntimeError):
+    """Nets could not be measured: the last words of the process that tried.
+
+    The command line prints it as one message and exits with code 1.
+    """
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResNeXtSpec:
     """A ResNeXt, checked on construction.

@@ -21,7 +21,17 @@ from types import FrameType
 
 import torch
 
-from resnext_ablate import data, execution, hardware, records, trials, variants
+from resnext_ablate import (
+    benchmark,
+    certificate,
+    data,
+    execution,
+    hardware,
+    records,
+    trials,
+    variants,
+)
+from resnext_ablate.certificate import DeviceCosts
 from resnext_ablate.config import StudyConfig, differences, load_study
 from resnext_ablate.records import Cell, Plan
 from resnext_ablate.schedule import Progress, Schedule
@@ -36,10 +46,21 @@ _MAY_CHANGE = (
     "net.cardinality",
     "net.variants",
     "net.tolerance_pct",
+    "net.measure",
     "run.seeds",
     "run.executors",
     "run.max_attempts",
 )
+
+
+@dataclass(frozen=True)
+class Earlier:
+    """What a study's folder holds of an earlier run: the resolved config and plan."""
+
+    config: StudyConfig
+    plan: Plan
+    costs: DeviceCosts | None
+    """Of its nets, where they were measured."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +72,8 @@ class PreparedStudy:
     data: data.Prepared
     devices: tuple[str, ...]
     """One for each executor."""
+    costs: DeviceCosts | None
+    """Measured step times and memory; None where they were not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +93,7 @@ def prepare(
     config: StudyConfig,
     *,
     command: str = "",
-    earlier: tuple[StudyConfig, Plan] | None = None,
+    earlier: Earlier | None = None,
     on_data: Callable[[int, int], None] | None = None,
 ) -> PreparedStudy:
     """Decodes the data, matches and measures the nets, and lays out the runs.
@@ -78,40 +101,44 @@ def prepare(
     Args:
         config: the study as its file has it.
         command: the command line, for the record.
-        earlier: resolved config and plan of results that this run goes on with.
+        earlier: what the results hold that this run goes on with.
         on_data: told (done, total) while images are decoded.
 
     Raises:
-        InputError: see `data.prepare`, `variants.plan_nets` and `execution.devices`; or
+        InputError: see `data.prepare`, `variants.plan_nets` and `hardware.devices`; or
             the study differs from `earlier` so that runs would not be comparable.
     """
-    config, devices = _resolve(config, earlier=earlier[0] if earlier else None)
+    config, devices = _resolve(config, earlier=earlier.config if earlier else None)
     if earlier:
-        _check_comparable(earlier[0], config)
+        _check_comparable(earlier.config, config)
     prepared = data.prepare(config.data, on_progress=on_data)
     info = prepared.info
-    old_plan = earlier[1] if earlier else None
+    old_plan = earlier.plan if earlier else None
     if old_plan and old_plan.provenance["data_checksum"] != info.checksum:
         raise InputError(
             f"study {config.name}: the images are not those of the results so far "
             f"(checksum {info.checksum[:12]}, was "
             f"{old_plan.provenance['data_checksum'][:12]}); give the study a new name."
         )
-    nets = variants.plan_nets(
-        config, data=info, known=old_plan.nets if old_plan else ()
+    planned = variants.plan_nets(
+        config,
+        data=info,
+        device=devices[0],
+        known=old_plan.nets if old_plan else (),
+        known_costs=earlier.costs if earlier else None,
     )
     cells = tuple(
         Cell(records.cell_id(spec_from_dict(net.spec), seed), net.variant, seed)
         for seed in config.run.seed_list()
-        for net in nets
+        for net in planned.nets
     )
     provenance = (
         old_plan.provenance
         if old_plan
         else _provenance(config, info=info, command=command)
     )
-    plan = Plan(nets=nets, cells=cells, provenance=provenance)
-    return PreparedStudy(config, plan, prepared, devices)
+    plan = Plan(nets=planned.nets, cells=cells, provenance=provenance)
+    return PreparedStudy(config, plan, prepared, devices, planned.costs)
 
 
 def run_study(
@@ -149,6 +176,8 @@ def run_study(
         optuna_study = trials.open_storage(folder, name=config.name)
         records.write_atomically(folder / records.STUDY_FILE, prepared.config.to_toml())
         records.write_plan(plan, folder)
+        if prepared.costs:
+            certificate.write_costs(prepared.costs, folder)
         if retry_failed:
             _forget_failures(plan, folder)
         trials.reconcile(optuna_study, plan=plan, folder=folder)
@@ -174,6 +203,32 @@ def run_study(
         )
 
 
+def measure_nets(
+    config: StudyConfig, *, results: Path, seconds_per_net: float
+) -> DeviceCosts:
+    """Measures a study's nets anew; its folder, where there is one, keeps the costs.
+
+    Raises:
+        InputError: see `prepare`.
+        MeasuringError: nets cannot be measured.
+    """
+    folder = results / config.name
+    net = config.net.model_copy(update={"measure": False})  # it is done below
+    prepared = prepare(config.model_copy(update={"net": net}), earlier=_earlier(folder))
+    setup = variants.measuring_setup(
+        prepared.config,
+        image_size=prepared.data.info.image_size,
+        device=prepared.devices[0],
+    )
+    specs = [spec_from_dict(net.spec) for net in prepared.plan.nets]
+    costs = benchmark.measure(
+        specs, setup=replace(setup, seconds_per_net=seconds_per_net)
+    )
+    if (folder / records.PLAN_FILE).exists():
+        certificate.write_costs(costs, folder)
+    return costs
+
+
 def _resolve(
     config: StudyConfig, *, earlier: StudyConfig | None
 ) -> tuple[StudyConfig, tuple[str, ...]]:
@@ -184,7 +239,7 @@ def _resolve(
     run, train = config.run, config.train
     if earlier and run.device == "auto":
         run = run.model_copy(update={"device": earlier.run.device})
-    found = execution.devices(run.device)
+    found = hardware.devices(run.device)
     run = run.model_copy(update={"device": found[0].partition(":")[0]})
     if run.executors == "auto":
         count = hardware.usable_cores() if found == ("cpu",) else len(found)
@@ -289,19 +344,21 @@ def _caught_signals() -> Iterator[list[int]]:
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def _earlier(folder: Path) -> tuple[StudyConfig, Plan] | None:
+def _earlier(folder: Path) -> Earlier | None:
     if not (folder / records.PLAN_FILE).exists():
         return None
-    return load_study(folder / records.STUDY_FILE), records.read_plan(folder)
+    return Earlier(
+        config=load_study(folder / records.STUDY_FILE),
+        plan=records.read_plan(folder),
+        costs=certificate.read_costs(folder),
+    )
 
 
-def _with_kept_runs(
-    plan: Plan, earlier: tuple[StudyConfig, Plan] | None, *, folder: Path
-) -> Plan:
+def _with_kept_runs(plan: Plan, earlier: Earlier | None, *, folder: Path) -> Plan:
     """The plan with the finished cells of an earlier, wider one: none is dropped."""
     if earlier is None:
         return plan
-    old = earlier[1]
+    old = earlier.plan
     planned = {cell.id for cell in plan.cells}
     kept = tuple(
         cell

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from resnext_ablate.certificate import DeviceCosts, NetCost, read_costs
 from resnext_ablate.config import StudyConfig, load_study
 from resnext_ablate.records import (
     STUDY_FILE,
@@ -57,7 +58,7 @@ def read_tables(folder: Path) -> StudyTables:
         study=config.name,
         config=config,
         provenance=plan.provenance,
-        nets=_nets_frame(plan),
+        nets=_nets_frame(plan, read_costs(folder)),
         runs=_runs_frame(config.name, plan, runs),
         epochs=_epochs_frame(config.name, runs),
         num_planned=len(plan.cells),
@@ -101,7 +102,8 @@ def _correct(
 _EPOCH_COLUMNS = [field.name for field in dataclasses.fields(EpochRecord)]
 
 
-def _nets_frame(plan: Plan) -> pd.DataFrame:
+def _nets_frame(plan: Plan, costs: DeviceCosts | None) -> pd.DataFrame:
+    measured = {cost.name: cost for cost in costs.nets} if costs else {}
     rows = []
     for net in plan.nets:
         spec = spec_from_dict(net.spec)
@@ -117,9 +119,46 @@ def _nets_frame(plan: Plan) -> pd.DataFrame:
                 "depth": spec.depth,
                 "template_width": spec.template_width,
                 **values,
+                **(_cost_columns(measured.get(net.name)) if measured else {}),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _cost_columns(cost: NetCost | None) -> dict[str, float | None]:
+    """What was measured of a net; a variant that came later has nothing yet."""
+    if cost is None:
+        return dict.fromkeys(COST_COLUMNS)
+    step, error = cost.step_s, cost.step_time_error_pct
+    values = (
+        1000 * step.median,
+        1000 * step.low,
+        1000 * step.high,
+        error.median,
+        error.low,
+        error.high,
+        1000 * cost.forward_s.median,
+        100 * cost.step_floor_s / step.median,
+        cost.peak_memory_mib,
+        cost.peak_memory_error_pct,
+    )
+    return dict(zip(COST_COLUMNS, values, strict=True))
+
+
+COST_COLUMNS = (
+    "step_time_ms",
+    "step_time_ms_low",
+    "step_time_ms_high",
+    "step_time_error_pct",
+    "step_time_error_pct_low",
+    "step_time_error_pct_high",
+    "forward_time_ms",
+    "roofline_pct",
+    "step_peak_memory_mib",
+    "step_peak_memory_error_pct",
+)
+"""Of a study whose nets were measured: medians, with 95 % intervals; `roofline_pct` is
+the least time of a training step as a share of the measured one."""
 
 
 def _runs_frame(study: str, plan: Plan, runs: Sequence[RunRecord]) -> pd.DataFrame:

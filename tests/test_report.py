@@ -117,13 +117,16 @@ def test_study_without_any_run(tmp_path: Path) -> None:
 
 
 def test_equality_is_said_as_it_is() -> None:
-    """FLOPs, else parameters, are called equal only within 10 %."""
-    nets = synthetic.study().nets
-    assert report.equality(nets) == "At equal FLOPs (within 2.6 %)"
+    """What is held counts as equal within the study's tolerance, else parameters do."""
+    nets, config = synthetic.study().nets, synthetic.study().config.net
+    assert report.equality(nets, config) == "At equal FLOPs (within 2.6 %)"
     nets["macs_error_pct"] = [0.0, 40.0, 80.0, 90.0, 96.0]
-    assert report.equality(nets) == "At equal parameters (within 2.2 %)"
-    nets["params_error_pct"] = 50.0
-    assert report.equality(nets) == "With 1 to 2 times the reference's FLOPs"
+    assert report.equality(nets, config) == "At equal parameters (within 2.2 %)"
+    closer = config.model_copy(update={"tolerance_pct": 2.0})
+    assert report.equality(nets, closer) == "With 1 to 2 times the reference's FLOPs"
+    timed = config.model_copy(update={"hold": "step_time"})
+    nets["step_time_error_pct"] = [0.0, 1.5, -3.0, 0.2, 0.1]
+    assert report.equality(nets, timed) == "At equal measured step time (within 3.0 %)"
 
 
 def test_unknown_paper_rows(tmp_path: Path) -> None:

@@ -1,0 +1,329 @@
+"""What nets cost on a device: time of a training step and of a forward pass, memory.
+
+Nets are measured in a process of their own, in the environment and with the step of a
+run: a CPU's allocator reads its settings when a process starts. Repeats go round all
+nets in turn, so that a busy moment hits each of them, and each net is compared with the
+reference within the same round.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from resnext_ablate.certificate import (
+    DeviceCosts,
+    NetCost,
+    Spread,
+    costs_from,
+    spread_of,
+)
+from resnext_ablate.config import TrainConfig
+from resnext_ablate.hardware import (
+    TRAINING_ENVIRONMENT,
+    Precision,
+    device_name,
+    kernel_choice,
+    synchronised_time_s,
+)
+from resnext_ablate.model import build
+from resnext_ablate.optimization import make_optimizer
+from resnext_ablate.roofline import Peaks, training_floor_s
+from resnext_ablate.spec import MeasuringError, ResNeXtSpec, spec_from_dict
+
+_WARM_UP_ROUNDS = 3
+_MAX_ROUNDS = 101
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """How nets are measured: as the runs of a study would train them."""
+
+    train: TrainConfig
+    """Batch size, layout and optimizer; precision must not be `auto`."""
+    image_size: int
+    device: str
+    deterministic: bool = True
+    num_threads: int = 1
+    """Of a CPU; runs train on one each."""
+    seconds_per_net: float = 3.0
+    """About how long the repeats of one net may take, once there are `min_repeats`."""
+    min_repeats: int = 9
+
+
+def measure(specs: Sequence[ResNeXtSpec], *, setup: Setup) -> DeviceCosts:
+    """Measures nets beside the first of them, in a process of its own.
+
+    Takes about `setup.seconds_per_net` for each net, and some seconds to start.
+
+    Args:
+        specs: the nets, the reference first; equal ones are measured once each.
+        setup: how.
+
+    Raises:
+        InputError: the images are smaller than a net's total stride.
+        MeasuringError: the process failed, for want of memory perhaps.
+    """
+    for spec in specs:
+        spec.layout(setup.image_size)
+    job = {
+        "specs": [spec.to_dict() for spec in specs],
+        "setup": {
+            **{
+                field.name: getattr(setup, field.name)
+                for field in dataclasses.fields(setup)
+            },
+            "train": setup.train.model_dump(mode="json"),
+        },
+    }
+    threads = str(setup.num_threads)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__],
+        input=json.dumps(job),
+        capture_output=True,
+        text=True,
+        check=False,
+        env={
+            **os.environ,
+            **TRAINING_ENVIRONMENT,
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+        },
+    )
+    if done.returncode:
+        lines = done.stderr.strip().splitlines()
+        last = lines[-1] if lines else f"exit code {done.returncode}"
+        raise MeasuringError(f"nets could not be measured: {last}")
+    return costs_from(json.loads(done.stdout.splitlines()[-1]))
+
+
+def measure_here(specs: Sequence[ResNeXtSpec], *, setup: Setup) -> DeviceCosts:
+    """As `measure`, in this process and its environment."""
+    device = torch.device(setup.device)
+    torch.set_num_threads(setup.num_threads)
+    with kernel_choice(deterministic=setup.deterministic):
+        benches = [_bench(spec, setup=setup, device=device) for spec in specs]
+        steps, forwards = _interleaved(benches, setup=setup, device=device)
+        memory = [_peak_memory_mib(bench, device=device) for bench in benches]
+    peaks = measure_peaks(device, precision=_precision(setup))
+    nets = tuple(
+        NetCost(
+            name=spec.name,
+            step_s=spread_of(steps[at]),
+            forward_s=spread_of(forwards[at]),
+            step_floor_s=training_floor_s(
+                spec,
+                image_size=setup.image_size,
+                batch_size=setup.train.batch_size,
+                peaks=peaks,
+            ),
+            peak_memory_mib=memory[at],
+            step_time_error_pct=_error_pct(steps[at], steps[0]),
+            peak_memory_error_pct=100 * (memory[at] / memory[0] - 1),
+        )
+        for at, spec in enumerate(specs)
+    )
+    return DeviceCosts(
+        device=device_name(device),
+        num_threads=setup.num_threads,
+        precision=_precision(setup),
+        channels_last=setup.train.channels_last,
+        deterministic=setup.deterministic,
+        batch_size=setup.train.batch_size,
+        image_size=setup.image_size,
+        peaks=peaks,
+        measured_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        torch_version=torch.__version__,
+        nets=nets,
+    )
+
+
+def measure_peaks(device: torch.device, *, precision: Precision) -> Peaks:
+    """The best of a large matrix product and of a large copy, on the threads set."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    on_cuda = device.type == "cuda"
+    side = 8192 if on_cuda else 2048
+    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in "ab")
+    num_values = 2**30 if on_cuda else 2**26
+    source = torch.ones(num_values, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product_s = _best_s(lambda: torch.mm(left, right), device=device)
+    copy_s = _best_s(lambda: target.copy_(source), device=device)
+    return Peaks(
+        macs_per_s=side**3 / product_s,
+        bytes_per_s=2 * num_values / copy_s,
+        bytes_per_value=dtype.itemsize,
+    )
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """A net with all that its steps need."""
+
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    images: Tensor
+    labels: Tensor
+    setup: Setup
+
+    def forward(self) -> None:
+        self.model.eval()
+        with torch.inference_mode(), self._autocast():
+            self.model(self.images)
+
+    def step(self) -> None:
+        self.model.train()
+        with self._autocast():
+            logits = self.model(self.images)
+            loss = F.cross_entropy(logits.float(), self.labels)
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+
+    def _autocast(self) -> torch.autocast:
+        enabled = _precision(self.setup) == "bf16"
+        return torch.autocast(
+            self.images.device.type, dtype=torch.bfloat16, enabled=enabled
+        )
+
+
+def _bench(spec: ResNeXtSpec, *, setup: Setup, device: torch.device) -> _Bench:
+    generator = torch.Generator().manual_seed(0)
+    layout = (
+        torch.channels_last if setup.train.channels_last else torch.contiguous_format
+    )
+    model = build(spec, generator=generator).to(device).to(memory_format=layout)
+    size = (setup.train.batch_size, spec.in_channels, *(setup.image_size,) * 2)
+    images = torch.randn(size, generator=generator).to(device)
+    labels = torch.randint(spec.num_classes, size[:1], generator=generator)
+    return _Bench(
+        model=model,
+        optimizer=make_optimizer(model, config=setup.train),
+        images=images.to(memory_format=layout),
+        labels=labels.to(device),
+        setup=setup,
+    )
+
+
+def _interleaved(
+    benches: Sequence[_Bench], *, setup: Setup, device: torch.device
+) -> tuple[list[list[float]], list[list[float]]]:
+    """Seconds of each net's steps and forward passes, a round of all at a time."""
+    steps: list[list[float]] = [[] for _ in benches]
+    forwards: list[list[float]] = [[] for _ in benches]
+    rounds, start = -_WARM_UP_ROUNDS, time.perf_counter()
+    while rounds < setup.min_repeats or (
+        rounds < _MAX_ROUNDS
+        and time.perf_counter() - start < setup.seconds_per_net * len(benches)
+    ):
+        if rounds == 0:
+            start = time.perf_counter()
+        # Another net begins each round: none is always behind the same neighbour.
+        for turn in range(len(benches)):
+            at = (rounds + turn) % len(benches)
+            step_s = _timed_s(benches[at].step, device=device)
+            forward_s = _timed_s(benches[at].forward, device=device)
+            if rounds >= 0:
+                steps[at].append(step_s)
+                forwards[at].append(forward_s)
+        rounds += 1
+    return steps, forwards
+
+
+def _peak_memory_mib(bench: _Bench, *, device: torch.device) -> float:
+    """Largest memory of all the net's tensors at once, in a training step.
+
+    Allocations count, not pages: the same step gives the same number each time.
+    """
+    # Gradients are the step's own: those of the last step must not count as well.
+    bench.optimizer.zero_grad()
+    held = _held_bytes(bench)
+    if device.type == "cuda":
+        before = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        bench.step()
+        torch.cuda.synchronize(device)
+        grown = torch.cuda.max_memory_allocated(device) - before
+    else:
+        grown = _grown_on_cpu(bench)
+    return (held + grown) / 2**20
+
+
+def _grown_on_cpu(bench: _Bench) -> int:
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU]
+    with profile(activities=activities, profile_memory=True, acc_events=False) as seen:
+        bench.step()
+    results: Any = seen.profiler
+    changes = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in results.kineto_results.events()
+        if event.name() == "[memory]"
+    )
+    held = peak = 0
+    for _, num_bytes in changes:
+        held += num_bytes
+        peak = max(peak, held)
+    return peak
+
+
+def _held_bytes(bench: _Bench) -> int:
+    """Of what stays between two steps: weights, statistics, momentum and the batch."""
+    tensors = [*bench.model.parameters(), *bench.model.buffers()]
+    tensors += [bench.images, bench.labels]
+    tensors += [
+        value
+        for state in bench.optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, Tensor)
+    ]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _error_pct(times: Sequence[float], reference: Sequence[float]) -> Spread:
+    pairs = zip(times, reference, strict=True)
+    return spread_of([100 * (ours / theirs - 1) for ours, theirs in pairs])
+
+
+def _precision(setup: Setup) -> Precision:
+    assert setup.train.precision != "auto", "resolved before nets are measured"
+    return setup.train.precision
+
+
+def _timed_s(call: Callable[[], object], *, device: torch.device) -> float:
+    start = synchronised_time_s(device)
+    call()
+    return synchronised_time_s(device) - start
+
+
+def _best_s(call: Callable[[], object], *, device: torch.device) -> float:
+    return min(_timed_s(call, device=device) for _ in range(12))
+
+
+def _serve() -> None:
+    """The measuring process: a job from standard input, costs on standard output."""
+    job = json.loads(sys.stdin.read())
+    given = job["setup"]
+    setup = Setup(**{**given, "train": TrainConfig.model_validate(given["train"])})
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # What libraries print must not garble the answer.
+    costs = measure_here([spec_from_dict(one) for one in job["specs"]], setup=setup)
+    answers.write(json.dumps(dataclasses.asdict(costs)) + "\n")
+    answers.flush()
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,97 @@
+"""What the commands answer that measure nets on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from resnext_ablate.answers import Answer, of_matches
+from resnext_ablate.matching import Match, percent
+
+if TYPE_CHECKING:
+    from resnext_ablate.certificate import DeviceCosts, NetCost, Spread
+
+
+def of_costs(costs: DeviceCosts) -> Answer:
+    """The measured costs of nets, the reference first."""
+    return Answer(
+        value=asdict(costs),
+        header=("net", *_HEADER),
+        rows=tuple(
+            (
+                cost.name,
+                f"{1000 * cost.step_s.median:.2f}",
+                f"{costs.batch_size / cost.step_s.median:,.0f}",
+                f"{100 * cost.step_floor_s / cost.step_s.median:.0f} %",
+                f"{1000 * cost.forward_s.median:.2f}",
+                f"{cost.peak_memory_mib:.1f}",
+                *_errors(cost, is_reference=cost is costs.nets[0]),
+            )
+            for cost in costs.nets
+        ),
+        closing=_how(costs),
+    )
+
+
+def of_measured_matches(matches: Sequence[Match], costs: DeviceCosts) -> Answer:
+    """Nets matched by measuring: residuals in every currency, the measured ones too."""
+    shapes = of_matches(matches)
+    by_name = {cost.name: cost for cost in costs.nets}
+    found = [by_name[one.spec.name] for one in matches]
+    assert isinstance(shapes.value, list)
+    values: list[dict[str, Any]] = [
+        {**value, "measured": asdict(cost)}
+        for value, cost in zip(shapes.value, found, strict=True)
+    ]
+    errors = [_errors(cost, is_reference=cost is costs.nets[0]) for cost in found]
+    return Answer(
+        value={"device": costs.device, "precision": costs.precision, "nets": values},
+        header=(*shapes.header, *_ERROR_HEADER),
+        rows=tuple(
+            (*row, *error) for row, error in zip(shapes.rows, errors, strict=True)
+        ),
+        num_text_columns=shapes.num_text_columns,
+        closing=_how(costs),
+    )
+
+
+_ERROR_HEADER = ("step +-", "95 % interval", "memory +-")
+_HEADER = (
+    "step ms",
+    "images/s",
+    "of roofline",
+    "forward ms",
+    "peak MiB",
+    *_ERROR_HEADER,
+)
+
+
+def _errors(cost: NetCost, *, is_reference: bool) -> tuple[str, str, str]:
+    if is_reference:
+        return "reference", "", ""
+    error = cost.step_time_error_pct
+    return (
+        percent(error.median),
+        f"{error.low:+.1f} to {error.high:+.1f} %",
+        percent(cost.peak_memory_error_pct),
+    )
+
+
+def _how(costs: DeviceCosts) -> str:
+    """How it was measured, and how far the times scatter."""
+    scatter = max(_half_width_pct(cost.step_s) for cost in costs.nets)
+    repeats = costs.nets[0].step_s.num_repeats
+    threads = "1 thread" if costs.num_threads == 1 else f"{costs.num_threads} threads"
+    peaks = costs.peaks
+    return (
+        f"{costs.device}, {threads}, {costs.precision}, batch {costs.batch_size}, "
+        f"{costs.image_size} x {costs.image_size} pixels\n"
+        f"medians of {repeats} repeats, each within +-{scatter:.1f} % (95 %); peaks "
+        f"measured: {peaks.macs_per_s / 1e9:,.0f} G multiply-adds/s, "
+        f"{peaks.bytes_per_s / 1e9:,.0f} GB/s"
+    )
+
+
+def _half_width_pct(spread: Spread) -> float:
+    return 50 * (spread.high - spread.low) / spread.median
