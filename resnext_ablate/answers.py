@@ -299,13 +299,13 @@ def of_studies(
 
 def of_report(study: str, files: ReportFiles) -> Answer:
     """The verdict table of a study and where its report is."""
-    comparisons = _rows_of(files.comparisons)
+    comparisons = _rows_of(files.evidence.comparisons)
     against = {str(row["variant"]): row for row in comparisons}
-    variants = _rows_of(files.variants)
+    variants = _rows_of(files.evidence.variants)
     return Answer(
         value={
             "study": study,
-            "verdict": files.verdict,
+            "verdict": files.evidence.verdict,
             "report": str(files.html),
             "variants": variants,
             "comparisons": comparisons,
@@ -322,7 +322,7 @@ def of_report(study: str, files: ReportFiles) -> Answer:
         rows=tuple(
             _verdict_row(row, against.get(str(row["variant"]))) for row in variants
         ),
-        closing=f"{files.verdict}\nreport: {files.html}",
+        closing=f"{files.evidence.verdict}\nreport: {files.html}",
     )
 
 

@@ -89,21 +89,25 @@ def template(scheme: Literal["light", "dark"]) -> dict[str, Any]:
 
 
 def new_figure(title: str, *, height: int) -> go.Figure:
-    """An empty figure of the house style; `height` in pixels."""
+    """An empty figure of the house style; `height` in pixels.
+
+    It names no colours of text and grid: those come with a `template`.
+    """
     wrapped = "<br>".join(safe(line) for line in textwrap.wrap(title, 72))
-    figure = go.Figure()
-    figure.update_layout(
-        template=template("light"),
-        title={"text": wrapped, "x": 0, "xref": "paper", "font": {"size": 16}},
-        height=height,
-        margin={"l": 64, "r": 24, "t": 64, "b": 56},
-        showlegend=False,
-        hovermode="closest",
-        paper_bgcolor="rgba(0,0,0,0)",
+    axis = {"zeroline": False, "automargin": True}
+    return go.Figure(
+        layout={
+            "template": "none",
+            "title": {"text": wrapped, "x": 0, "xref": "paper", "font": {"size": 16}},
+            "height": height,
+            "margin": {"l": 64, "r": 24, "t": 64, "b": 56},
+            "showlegend": False,
+            "hovermode": "closest",
+            "paper_bgcolor": "rgba(0,0,0,0)",
+            "xaxis": {**axis, "showline": True, "ticks": "outside"},
+            "yaxis": axis,
+        }
     )
-    figure.update_xaxes(showline=True, ticks="outside", zeroline=False, automargin=True)
-    figure.update_yaxes(zeroline=False, automargin=True)
-    return figure
 
 
 def log2_axis(values: Sequence[float]) -> dict[str, Any]:

@@ -16,8 +16,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resnext_ablate import __version__, answers, net_commands, terminal
-from resnext_ablate.options import AsJson, Overrides, Results, StudyFile, StudyName
+from resnext_ablate import (
+    __version__,
+    answers,
+    net_commands,
+    results_commands,
+    terminal,
+)
+from resnext_ablate.options import AsJson, Overrides, Results, StudyFile
 from resnext_ablate.spec import InputError, MeasuringError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -115,62 +121,17 @@ def run(
     except ExecutorError as error:
         terminal.talk(f"error: {error}")
         raise typer.Exit(1) from None
-    _report(outcome.folder, as_json=as_json)
+    results_commands.report_on(outcome.folder, as_json=as_json)
     _close(outcome)
 
 
-@app.command()
-def status(
-    study: StudyName, results: Results = Path("results"), as_json: AsJson = False
-) -> None:
-    """How far a study is: runs done, under way and failed."""
-    from resnext_ablate import records, trials
-
-    folder = _study_folder(study, results)
-    plan = records.read_plan(folder)
-    process = records.scheduler_process(folder)
-    answer = answers.of_status(
-        folder.name,
-        plan=plan,
-        runs=records.read_runs(folder, plan),
-        process=process,
-        running=trials.running(folder, name=folder.name) if process else (),
-    )
-    terminal.print_answer(answer, as_json=as_json)
-
-
-@app.command("ls")
-def list_studies(results: Results = Path("results"), as_json: AsJson = False) -> None:
-    """The studies of a results folder."""
-    from resnext_ablate import records
-
-    folders = [path.parent for path in sorted(results.glob(f"*/{records.PLAN_FILE}"))]
-    plans = [records.read_plan(folder) for folder in folders]
-    studies = [
-        (folder, plan, records.read_runs(folder, plan))
-        for folder, plan in zip(folders, plans, strict=True)
-    ]
-    if not studies:
-        terminal.talk(f"no studies in {results}")
-    terminal.print_answer(answers.of_studies(studies), as_json=as_json)
-
-
-@app.command()
-def report(
-    study: StudyName, results: Results = Path("results"), as_json: AsJson = False
-) -> None:
-    """Writes a study's tables and report anew from its run files."""
-    _report(_study_folder(study, results), as_json=as_json)
-
-
-def _report(folder: Path, *, as_json: bool) -> None:
-    from resnext_ablate.report import write_report
-    from resnext_ablate.tables import read_tables, write_tables
-
-    tables = read_tables(folder)
-    write_tables(tables, folder)
-    files = write_report(tables, folder=folder)
-    terminal.print_answer(answers.of_report(tables.study, files), as_json=as_json)
+for verb in (
+    results_commands.status,
+    results_commands.report,
+    results_commands.verify,
+):
+    app.command()(verb)
+app.command("ls")(results_commands.list_studies)
 
 
 def _close(outcome: Outcome) -> None:
@@ -188,15 +149,3 @@ def _close(outcome: Outcome) -> None:
             "--retry-failed runs them again"
         )
         raise typer.Exit(3)
-
-
-def _study_folder(study: str, results: Path) -> Path:
-    """The folder of a study that is given by name, study file or folder."""
-    path = Path(study)
-    if path.is_dir():
-        return path
-    if path.suffix == ".toml":
-        from resnext_ablate.config import load_study
-
-        return results / load_study(path).name
-    return results / study

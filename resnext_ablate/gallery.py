@@ -133,9 +133,11 @@ def _ranked(epochs: pd.DataFrame, *, variants: pd.DataFrame) -> Iterator[Figure]
         )
         yield _figure("distribution", figures_ranking.distribution_figure, distribution)
     last = int(epochs["epoch"].max())
-    if len(known) < 3 or last < _SHORT_BUDGET:
+    # A large study's page keeps some epochs only.
+    earlier = [e for e in sorted(epochs["epoch"].unique()) if e <= last / _SHORT_BUDGET]
+    if len(known) < 3 or not earlier:
         return
-    short = last // _SHORT_BUDGET
+    short = int(earlier[-1])
     budgets = charts_ranking.budgets_data(
         epochs, short_epoch=short, agreement=_agreement(epochs, short, last)
     )

@@ -11,15 +11,17 @@ from pathlib import Path
 import pandas as pd
 
 from resnext_ablate import (
+    embedding,
     findings,
     gallery,
     image_tests,
-    page,
     paper,
+    report_page,
     stats,
     verdicts,
 )
 from resnext_ablate.config import NetConfig
+from resnext_ablate.report_page import Evidence
 from resnext_ablate.tables import StudyTables, write_table
 
 _MEASURES = (
@@ -68,13 +70,8 @@ _IMAGE_COLUMNS = (
 class ReportFiles:
     """What a report found and where it lies."""
 
-    variants: pd.DataFrame
-    """One row per variant: nets columns, n, mean, sd and interval of the test error."""
-    comparisons: pd.DataFrame
-    """One row per variant that is not the reference; with `report.family = "pairs"`
-    then one for each other pair."""
+    evidence: Evidence
     html: Path
-    verdict: str
 
 
 def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
@@ -87,24 +84,47 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
     Raises:
         InputError: `report.paper` names no rows of the paper.
     """
+    kept = embedding.reduced(tables)
+    evidence = evidence_of(kept)
+    # A large study's page holds less than its tables rest on.
+    whole = (
+        evidence if len(kept.correct) == len(tables.correct) else evidence_of(tables)
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    frames = {
+        "variants": whole.variants,
+        "comparisons": whole.comparisons,
+        "images": whole.images,
+    }
+    for name, frame in frames.items():
+        write_table(frame, folder / name, provenance=tables.provenance)
+    html = folder / "report.html"
+    temporary = html.with_name(f".{html.name}")
+    temporary.write_text(report_page.render(kept, evidence), encoding="utf-8")
+    temporary.replace(html)
+    return ReportFiles(whole, html)
+
+
+def evidence_of(tables: StudyTables) -> Evidence:
+    """All that a report says of a study: verdict, tables and charts.
+
+    Raises:
+        InputError: `report.paper` names no rows of the paper.
+    """
     complete = tables.runs[tables.runs["state"] == "complete"]
     variants = variants_table(tables.nets, complete)
     found = _compare(tables, complete)
     by_image = image_tests.compare_images(found, correct=tables.correct)
     comparisons = comparisons_table(found, by_image)
     images = images_table(by_image)
-    verdict = _verdict(tables, complete, found)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_table(variants, folder / "variants", provenance=tables.provenance)
-    write_table(comparisons, folder / "comparisons", provenance=tables.provenance)
-    write_table(images, folder / "images", provenance=tables.provenance)
-    html = folder / "report.html"
     to_reference = comparisons["reference"] == _reference(tables.nets)
     against = comparisons[to_reference].reset_index(drop=True)
-    evidence = page.Evidence(
-        verdict=verdict,
+    return Evidence(
+        verdict=_verdict(tables, complete, found),
         variants=variants,
-        comparisons=against,
+        comparisons=comparisons,
+        against=against,
+        images=images,
         figures=gallery.draw(
             tables.runs,
             epochs_of(tables.epochs, complete),
@@ -117,11 +137,6 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
             *findings.of_images(images, against),
         ),
     )
-    text = page.render(tables, evidence)
-    temporary = html.with_name(f".{html.name}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(html)
-    return ReportFiles(variants, comparisons, html, verdict)
 
 
 def variants_table(nets: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:

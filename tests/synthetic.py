@@ -26,6 +26,7 @@ def study(
     paper: str | None = "table3/ResNet-50",
     question: str = "Does cardinality beat width at equal FLOPs?",
     labels: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
     num_images: int = 0,
 ) -> StudyTables:
     """A study whose errors are 6 % plus the variant's effect plus normal noise.
@@ -35,11 +36,12 @@ def study(
         sd: spread of the seeds in points.
         failed: reason for each (variant, seed) that failed.
         missing: (variant, seed) that have not run yet.
-        labels: names of the variants in place of their settings.
+        labels: what the variants are called in place of their settings.
+        names: of their nets.
         num_images: test images whose right and wrong answers each run keeps.
     """
     rng = np.random.default_rng(0)
-    nets = _nets(num_variants, labels)
+    nets = _nets(num_variants, labels, names)
     runs, epochs = [], []
     for i, net in enumerate(nets.to_dict(orient="records")):
         for seed in range(num_seeds):
@@ -51,7 +53,7 @@ def study(
             epochs.append(curve.head(3) if reason else curve)
             rank = (seed * num_variants + i) // 2
             run = _run(net, seed=seed, rank=rank, error=error, reason=reason, rng=rng)
-            runs.append(run)
+            runs.append({**run, "epochs": len(epochs[-1])})
     config = StudyConfig.model_validate(
         {
             "name": "synthetic",
@@ -95,7 +97,9 @@ def _correct(runs: pd.DataFrame, num_images: int) -> dict[str, dict[int, np.ndar
     return correct
 
 
-def _nets(num_variants: int, labels: Sequence[str] | None) -> pd.DataFrame:
+def _nets(
+    num_variants: int, labels: Sequence[str] | None, names: Sequence[str] | None
+) -> pd.DataFrame:
     rows = []
     for i in range(num_variants):
         cardinality, width = NETS[i] if i < len(NETS) else (i + 1, 2 + i % 5)
@@ -105,7 +109,7 @@ def _nets(num_variants: int, labels: Sequence[str] | None) -> pd.DataFrame:
         rows.append(
             {
                 "variant": label,
-                "name": f"resnext29-{cardinality}x{width}d-t16",
+                "name": names[i] if names else f"resnext29-{cardinality}x{width}d-t16",
                 "cardinality": cardinality,
                 "base_width": width,
                 "bottleneck_widths": f"{width},{2 * width},{4 * width}",
@@ -160,7 +164,6 @@ def _run(
         "state": "diverged" if "loss" in reason else "failed" if reason else "complete",
         "reason": reason,
         **{key: net[key] for key in ("macs", "fvcore_macs", "params", "activations")},
-        "epochs": 3 if reason else 20,
         **measured,
         "device": "cpu: Made-up CPU",
         "precision": "fp32",

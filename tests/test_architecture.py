@@ -112,19 +112,23 @@ ROOMS: dict[str, set[str]] = {
         "figures_cost",
         "figures_ranking",
     },
-    "page": {"chart_style", "gallery", "records", "tables"},
+    "page": {"chart_style", "gallery"},
     "findings": {"page"},
+    "embedding": {"config", "page", "records", "tables"},
+    "report_page": {"embedding", "gallery", "page", "records", "tables"},
     "report": {
         "config",
+        "embedding",
         "findings",
         "gallery",
         "image_tests",
-        "page",
         "paper",
+        "report_page",
         "stats",
         "tables",
         "verdicts",
     },
+    "verify": {"embedding", "page", "records", "report", "report_page", "tables"},
     # face
     "answers": {
         "complexity",
@@ -138,8 +142,21 @@ ROOMS: dict[str, set[str]] = {
         "trials",
     },
     "cost_answers": {"answers", "certificate", "matching"},
+    "results_answers": {"answers", "verify"},
     "terminal": {"answers", "schedule"},
     "options": {"matching", "space"},
+    "results_commands": {
+        "answers",
+        "config",
+        "options",
+        "records",
+        "report",
+        "results_answers",
+        "tables",
+        "terminal",
+        "trials",
+        "verify",
+    },
     "net_commands": {
         "answers",
         "axes",
@@ -167,11 +184,9 @@ ROOMS: dict[str, set[str]] = {
         "net_commands",
         "options",
         "records",
-        "report",
+        "results_commands",
         "study",
-        "tables",
         "terminal",
-        "trials",
     },
 }
 
@@ -196,7 +211,7 @@ KEEPERS = {
     "sklearn": {"sources"},
     "optuna": {"trials", "schedule", "search"},
     "fvcore": {"model"},
-    "pydantic": {"complaints", "config"},
+    "pydantic": {"complaints", "config", "embedding"},
     "plotly": {
         "chart_style",
         "drawing",
@@ -207,7 +222,7 @@ KEEPERS = {
         "gallery",
         "page",
     },
-    "typer": {"cli", "net_commands", "options"},
+    "typer": {"cli", "net_commands", "options", "results_commands"},
     "rich": {"terminal"},
 }
 

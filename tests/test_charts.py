@@ -325,7 +325,10 @@ def test_costs_say_how_far_time_strays_from_flops(frames: Frames) -> None:
 def test_costs_prefer_the_measured_step(frames: Frames) -> None:
     """Where the certificate timed a step, that time is shown, in ms."""
     variants, runs, _ = frames
-    timed = variants.assign(step_time_ms_median=[10.0, 12.0, 14.0, 16.0, 25.0])
+    step = np.array([10.0, 12.0, 14.0, 16.0, 25.0])
+    timed = variants.assign(
+        step_time_ms=step, step_time_ms_low=step - 0.1, step_time_ms_high=step + 0.1
+    )
     data = charts_cost.costs_data(timed, runs)
     assert data.time.points["mean"].tolist() == [10.0, 12.0, 14.0, 16.0, 25.0]
     assert data.time.y_title == "training step (ms)"

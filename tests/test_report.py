@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import gzip
 import hashlib
 import json
@@ -18,7 +19,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from resnext_ablate import report
+from resnext_ablate import embedding, report
 from resnext_ablate.report import write_report
 from resnext_ablate.spec import InputError
 
@@ -67,7 +68,7 @@ def test_failed_runs_do_not_count(tmp_path: Path) -> None:
     # A number left over from a failed run must not slip in.
     tables.runs.loc[tables.runs["state"] != "complete", "test_error_pct"] = 90.0
     files = write_report(tables, folder=tmp_path)
-    counts = files.variants.set_index("variant")["n"]
+    counts = files.evidence.variants.set_index("variant")["n"]
     assert counts.to_dict() == {
         "1x16d": 3,
         "2x10d": 3,
@@ -75,12 +76,14 @@ def test_failed_runs_do_not_count(tmp_path: Path) -> None:
         "8x3d": 3,
         "32x1d": 2,
     }
-    assert files.variants["test_error_pct_mean"].max() < 10
-    assert "13 of 15 runs are complete; 2 failed." in files.verdict
+    assert files.evidence.variants["test_error_pct_mean"].max() < 10
+    assert "13 of 15 runs are complete; 2 failed." in files.evidence.verdict
     html = files.html.read_text(encoding="utf-8")
     assert "non-finite loss at epoch 3, step 17" in html
-    failed = payload_of(html)["tables"]["failed"]["values"]
-    assert failed["state"] == ["diverged", "failed"]
+    payload = payload_of(html)
+    states = payload["frames"]["runs"]["values"]["state"]
+    failed = [states[row] for row in payload["tables"]["failed"]["rows"]]
+    assert failed == ["diverged", "failed"]
 
 
 @pytest.mark.parametrize(
@@ -101,8 +104,8 @@ def test_failed_runs_do_not_count(tmp_path: Path) -> None:
 def test_partial_studies(tmp_path: Path, kwargs: dict[str, Any], expected: str) -> None:
     """A study of any state gives a report, which says what it lacks."""
     files = write_report(synthetic.study(**kwargs), folder=tmp_path)
-    assert expected in files.verdict
-    sentence = files.verdict.partition(". ")[0].replace(" %", "\u00a0%")
+    assert expected in files.evidence.verdict
+    sentence = files.evidence.verdict.partition(". ")[0].replace(" %", "\u00a0%")
     assert sentence in files.html.read_text(encoding="utf-8")
 
 
@@ -112,7 +115,7 @@ def test_study_without_any_run(tmp_path: Path) -> None:
     object.__setattr__(tables, "runs", tables.runs.iloc[:0])
     object.__setattr__(tables, "epochs", tables.epochs.iloc[:0])
     files = write_report(tables, folder=tmp_path)
-    assert files.verdict.startswith("No run is complete")
+    assert files.evidence.verdict.startswith("No run is complete")
     assert payload_of(files.html.read_text())["figures"] == {}
 
 
@@ -146,13 +149,23 @@ def test_paper_rows_match_by_cardinality(tmp_path: Path) -> None:
 
 
 def test_page_carries_all_data(tmp_path: Path) -> None:
-    """Every run and epoch can be read back from the page alone."""
-    tables = synthetic.study()
+    """Every run, epoch and answer can be read back from the page alone."""
+    tables = synthetic.study(num_images=50)
     html = write_report(tables, folder=tmp_path).html.read_text(encoding="utf-8")
-    carried = payload_of(html)["tables"]
-    errors = carried["runs"]["values"]["test_error_pct"]
-    assert errors == pytest.approx(tables.runs["test_error_pct"].tolist(), rel=1e-6)
-    assert carried["epochs"]["length"] == len(tables.epochs) == 300
+    carried = embedding.from_value(payload_of(html))
+    pd.testing.assert_frame_equal(carried.runs, tables.runs)
+    pd.testing.assert_frame_equal(carried.nets, tables.nets)
+    pd.testing.assert_frame_equal(carried.epochs, tables.epochs, rtol=1e-4)
+    answers = carried.correct["4x6d"][2]
+    assert answers.tolist() == tables.correct["4x6d"][2].tolist()
+    # Nothing of a study is missing from its page: a new field belongs here too.
+    assert {field.name for field in dataclasses.fields(tables)} == {
+        *("study", "config", "provenance", "nets", "runs", "epochs"),
+        *("num_planned", "correct"),
+    }
+    assert carried.config == tables.config
+    assert carried.num_planned == tables.num_planned
+    assert carried.provenance == tables.provenance
 
 
 def test_page_is_sealed(tmp_path: Path) -> None:
@@ -197,17 +210,14 @@ def test_report_repeats(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_thousand_variants(tmp_path: Path) -> None:
     """1,000 variants with 5 seeds stay one file of 5 MB, made in seconds."""
-    tables = synthetic.study(num_variants=1000, num_seeds=5, num_epochs=2, paper=None)
+    tables = synthetic.study(num_variants=1000, num_seeds=5, num_epochs=30, paper=None)
     start = time.monotonic()
     files = write_report(tables, folder=tmp_path)
     assert time.monotonic() - start < 20
     assert files.html.stat().st_size <= 5e6
     html = files.html.read_text()
-    assert html.count("<tr>") < 400
+    assert html.count("<tr>") < 450
     assert payload_of(html)["tables"]["runs"]["length"] == 5000
-    # The epochs, which would go beyond that, are left to their own files.
-    assert "epochs" not in payload_of(html)["tables"]
-    assert "in the files beside this report" in html
 
 
 def test_report_needs_no_training_library() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import synthetic
 
+from resnext_ablate.config import load_study
 from resnext_ablate.report import write_report
 
 sync_api = pytest.importorskip("playwright.sync_api")
@@ -95,6 +99,92 @@ def test_all_charts_are_drawn_offline(visit: Visit) -> None:
     assert visit.complaints == []
     assert page.locator("[data-title*='Share'], [data-title*='loud']").count() == 0
     assert page.locator("[data-title*='ownload']").count() == 11
+
+
+def test_all_is_drawn_in_seconds(visit: Visit) -> None:
+    """Eleven charts stand within the time that a busy test machine may take."""
+    start = time.monotonic()
+    visit.page.reload()
+    visit.page.wait_for_selector("body[data-ready]", timeout=60_000)
+    assert time.monotonic() - start < 12
+
+
+def test_point_leads_to_its_net(browser: sync_api.Browser, html: Path) -> None:
+    """A click on a seed's dot opens its net with facts, curves, runs and command."""
+    visit = Visit(browser, html, scheme="light")
+    page = visit.page
+    plot = page.locator("[data-figure=error-macs]")
+    plot.scroll_into_view_if_needed()
+    # The first trace holds the seeds; its fourth point is the first seed of 2x10d.
+    plot.locator(".scatterlayer .trace").first.locator(".point").nth(3).hover(
+        force=True
+    )
+    page.mouse.down()
+    page.mouse.up()
+    page.wait_for_selector("dialog[open]")
+    assert page.locator("#net-title").inner_text() == "2x10d, seed 0"
+    assert "undecided" in page.locator("#net-verdict").inner_text()
+    assert page.locator("#net-facts").inner_text().count("47,423,000") == 1
+    assert page.locator("#net-runs tbody tr").count() == 3
+    assert page.locator("#net-runs tr.chosen th").inner_text() == "0"
+    traces = page.evaluate("document.getElementById('net-plot').data.length")
+    assert traces == 6  # Validation and training of three seeds.
+    found = axe_api.Axe().run(page)
+    assert [(v["id"], v["nodes"][0]["target"]) for v in found["violations"]] == []
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    assert "#net" not in page.url
+    assert visit.complaints == []
+
+
+def test_keyboard_walks_through_points(browser: sync_api.Browser, html: Path) -> None:
+    """On a focused chart arrow keys go from point to point, and Enter opens the net."""
+    visit = Visit(browser, html, scheme="dark")
+    page = visit.page
+    page.locator("[data-figure=pareto]").focus()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    assert page.locator("#said").text_content() == "1x16d, seed 1"
+    assert page.locator("[data-figure=pareto] .hovertext").count() == 1
+    page.keyboard.press("Enter")
+    page.wait_for_selector("dialog[open]")
+    assert page.locator("#net-title").inner_text() == "1x16d, seed 1"
+    page.keyboard.press("Escape")
+    assert page.evaluate("document.activeElement.dataset.figure") == "pareto"
+
+
+def test_name_in_a_table_is_a_link(browser: sync_api.Browser, html: Path) -> None:
+    """A link leads to the net, can be kept, and opens the same net again."""
+    visit = Visit(browser, html, scheme="light")
+    visit.page.get_by_role("link", name="8x3d").first.click()
+    visit.page.wait_for_selector("dialog[open]")
+    assert visit.page.url.endswith("#net=8x3d")
+    kept = visit.page.url
+    other = Visit(browser, html, scheme="light")
+    other.page.goto("about:blank")
+    other.page.goto(kept)
+    other.page.wait_for_selector("dialog[open]")
+    assert other.page.locator("#net-title").inner_text() == "8x3d"
+
+
+def test_command_of_a_point_trains_that_net(
+    browser: sync_api.Browser, html: Path, tmp_path: Path
+) -> None:
+    """The command shown is a study of that net and seed, as the shell reads it."""
+    page = Visit(browser, html, scheme="light").page
+    page.evaluate("location.hash = '#net=4x6d&seed=2'")
+    page.wait_for_selector("dialog[open]")
+    describe, run = page.locator("#net-commands").inner_text().splitlines()
+    name = "resnext29-4x6d-t16"
+    assert describe == f"resnext-ablate describe {name} --image-size 32"
+    study = tmp_path / "study.toml"
+    study.write_text(synthetic.study().config.to_toml())
+    words = shlex.split(run)
+    assert words[:3] == ["resnext-ablate", "run", "study.toml"]
+    config = load_study(study, overrides=words[3:])
+    assert [spec.name for spec in config.net.variant_specs()] == [name]
+    assert config.run.seed_list() == (2,)
+    assert config.name == "synthetic-again"
 
 
 def test_page_fits_a_phone(browser: sync_api.Browser, html: Path) -> None:
@@ -202,6 +292,7 @@ def test_hostile_text_does_nothing(browser: sync_api.Browser, tmp_path: Path) ->
     """Markup in names is shown as typed, runs nothing and loads nothing."""
     tables = synthetic.study(
         labels=[HOSTILE, "b", "c", "d", "e"],
+        names=[HOSTILE, "b", "c", "d", "e"],
         failed={(1, 1): HOSTILE},
         question=HOSTILE,
     )
@@ -212,3 +303,24 @@ def test_hostile_text_does_nothing(browser: sync_api.Browser, tmp_path: Path) ->
     assert visit.texts("[data-table=results] tbody th")[0] == HOSTILE
     ticks = visit.page.locator("[data-figure=error-cardinality] .xtick text")
     assert HOSTILE in ticks.first.text_content()
+    page = visit.page
+    page.get_by_role("link", name=HOSTILE).first.click()
+    page.wait_for_selector("dialog[open]")
+    assert page.locator("#net-title").inner_text() == HOSTILE
+    _, run = page.locator("#net-commands").inner_text().splitlines()
+    assert shlex.split(run)[-1] == f"net.variants={json.dumps([HOSTILE])}"
+    assert visit.complaints == []
+    assert page.locator("img").count() == 0
+
+
+def test_download_holds_no_formula(browser: sync_api.Browser, tmp_path: Path) -> None:
+    """Text that a spreadsheet would run is quoted, numbers below zero are not."""
+    tables = synthetic.study(labels=["=1+1", "b", "c", "d", "e"])
+    files = write_report(tables, folder=tmp_path)
+    page = Visit(browser, files.html, scheme="light").page
+    with page.expect_download() as waiting:
+        page.locator("[data-table=certificate] [data-save]").click()
+    text = Path(waiting.value.path()).read_text(encoding="utf-8")
+    first, _, _, _, last = text.splitlines()[1:]
+    assert first.startswith("'=1+1,")
+    assert ",-1.4," in last

@@ -1,0 +1,54 @@
+"""What the commands about a report answer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from resnext_ablate.answers import Answer
+
+if TYPE_CHECKING:
+    from resnext_ablate.verify import Verification
+
+MAX_FINDINGS = 20
+_RUN_FILES = {
+    "agree": "the run files beside it agree",
+    "differ": "the run files beside it DIFFER",
+    "not there": "no run files lie beside it",
+}
+
+
+def of_verification(html: Path, found: Verification) -> Answer:
+    """Whether a report holds, or where it and its data part."""
+    numbers = f"{found.num_numbers:,} numbers from {found.num_runs:,} runs"
+    files = _RUN_FILES[found.run_files]
+    findings = found.findings
+    opening = f"{html}: {numbers} recomputed, all agree; {files}"
+    closing = ""
+    if findings:
+        count = f"{len(findings)} place{'' if len(findings) == 1 else 's'}"
+        opening = f"{html}: {numbers} recomputed, {count} DIFFER; {files}"
+        more = len(findings) - MAX_FINDINGS
+        closing = f"and {more} more" if more > 0 else ""
+    return Answer(
+        value={
+            "report": str(html),
+            "holds": not findings,
+            **{key: value for key, value in asdict(found).items() if key != "findings"},
+            "findings": [asdict(finding) for finding in findings],
+        },
+        opening=opening,
+        header=("where", "the report says", "recomputed") if findings else (),
+        rows=tuple(
+            (_short(one.where), _short(one.shown), _short(one.expected))
+            for one in findings[:MAX_FINDINGS]
+        ),
+        num_text_columns=3,
+        closing=closing,
+    )
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:57]}..."

@@ -1,0 +1,110 @@
+"""The commands that read results; none of them trains or needs torch.
+
+Imports that cost time stand inside the verb that needs them, so that `--help` is quick.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resnext_ablate import answers, terminal
+from resnext_ablate.options import AsJson, Results, StudyName
+
+
+def status(
+    study: StudyName, results: Results = Path("results"), as_json: AsJson = False
+) -> None:
+    """How far a study is: runs done, under way and failed."""
+    from resnext_ablate import records, trials
+
+    folder = study_folder(study, results)
+    plan = records.read_plan(folder)
+    process = records.scheduler_process(folder)
+    answer = answers.of_status(
+        folder.name,
+        plan=plan,
+        runs=records.read_runs(folder, plan),
+        process=process,
+        running=trials.running(folder, name=folder.name) if process else (),
+    )
+    terminal.print_answer(answer, as_json=as_json)
+
+
+def list_studies(results: Results = Path("results"), as_json: AsJson = False) -> None:
+    """The studies of a results folder."""
+    from resnext_ablate import records
+
+    folders = [path.parent for path in sorted(results.glob(f"*/{records.PLAN_FILE}"))]
+    plans = [records.read_plan(folder) for folder in folders]
+    studies = [
+        (folder, plan, records.read_runs(folder, plan))
+        for folder, plan in zip(folders, plans, strict=True)
+    ]
+    if not studies:
+        terminal.talk(f"no studies in {results}")
+    terminal.print_answer(answers.of_studies(studies), as_json=as_json)
+
+
+def report(
+    study: StudyName, results: Results = Path("results"), as_json: AsJson = False
+) -> None:
+    """Writes a study's tables and report anew from its run files."""
+    report_on(study_folder(study, results), as_json=as_json)
+
+
+def report_on(folder: Path, *, as_json: bool) -> None:
+    """Writes the tables and the report of a study's folder and prints its verdicts."""
+    from resnext_ablate.report import write_report
+    from resnext_ablate.tables import read_tables, write_tables
+
+    tables = read_tables(folder)
+    write_tables(tables, folder)
+    files = write_report(tables, folder=folder)
+    terminal.print_answer(answers.of_report(tables.study, files), as_json=as_json)
+
+
+def verify(
+    html: Annotated[
+        Path,
+        typer.Argument(
+            metavar="REPORT.html", help="The report's file.", show_default=False
+        ),
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Recomputes every number of a report from the data inside it.
+
+    Where the report lies in its study's folder, its data are held to the run files.
+    """
+    from resnext_ablate import results_answers
+    from resnext_ablate.verify import verify as check
+
+    found = check(html)
+    answer = results_answers.of_verification(html, found)
+    terminal.print_answer(answer, as_json=as_json)
+    if found.findings:
+        made, here = found.made_with, found.checked_with
+        if made != here:
+            versions = [
+                ", ".join(f"{k} {v}" for k, v in one.items()) for one in (made, here)
+            ]
+            terminal.talk(
+                f"the report was made with {versions[0]}, and this is {versions[1]}; "
+                "other versions draw and word some things otherwise"
+            )
+        raise typer.Exit(1)
+
+
+def study_folder(study: str, results: Path) -> Path:
+    """The folder of a study that is given by name, study file or folder."""
+    path = Path(study)
+    if path.is_dir():
+        return path
+    if path.suffix == ".toml":
+        from resnext_ablate.config import load_study
+
+        return results / load_study(path).name
+    return results / study
