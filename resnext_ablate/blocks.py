@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels, fork
 from resnext_ablate.shapes import Block, Conv, Norm
 
 
@@ -32,30 +33,59 @@ class ResidualBlock(nn.Module):
         # Pre-activation blocks open with a batch norm, all but the first of a net.
         self._opens_with_norm = isinstance(block.steps[0], Norm)
         self._is_post = isinstance(block.steps[-1], Norm)
-        names = tuple(_name(step) for step in own)
-        self._steps = names[self._opens_with_norm :]
-        self._silent_step = names[-1] if self._is_post else ""
+        names = [_name(step) for step in own]
+        self._last_norm = names.pop() if self._is_post else ""
+        self._steps = tuple(names[self._opens_with_norm :])
 
     def forward(self, features: Tensor) -> Tensor:
         """Float (N, in, H, W) -> (N, out, H / stride, W / stride)."""
-        out = features
-        if self._opens_with_norm:
-            out = functional.relu(self.get_submodule("bn1")(out), inplace=True)
-        entry = out if self.block.projects_activated else features
+        if self._opens_with_norm and self.block.projects_activated:
+            main, skip = self._fork(self._norm("bn1").relu(features))
+        else:
+            main, skip = self._fork(features)
+            if self._opens_with_norm:
+                main = self._norm("bn1").relu(main)
         if self.block.form != "c":
-            out = self._through_branches(out)
-        out = self._run(self._steps, out)
-        if self.block.has_shortcut:
-            out += self._shortcut(entry)
-        return functional.relu(out, inplace=True) if self._is_post else out
+            main = self._through_branches(main)
+        for name in self._steps:
+            step = self.get_submodule(name)
+            main = step.relu(main) if isinstance(step, BatchNorm2d) else step(main)
+        return self._end(main, skip)
 
-    def _run(self, names: Sequence[str], features: Tensor) -> Tensor:
-        """The named steps, with ReLU behind each batch norm but the block's last."""
-        for name in names:
-            features = self.get_submodule(name)(features)
-            if name.startswith("bn") and name != self._silent_step:
-                features = functional.relu(features, inplace=True)
-        return features
+    def _end(self, main: Tensor, skip: Tensor) -> Tensor:
+        """The shortcut added, behind the last batch norm and before its ReLU."""
+        if not self.block.has_shortcut:
+            return self._norm(self._last_norm).relu(main) if self._is_post else main
+        skip, skip_norm = self._shortcut(skip)
+        if self._is_post:
+            return self._norm(self._last_norm).relu_of_sum(main, skip, skip_norm)
+        main += skip
+        return main
+
+    def _norm(self, name: str) -> BatchNorm2d:
+        norm = self.get_submodule(name)
+        assert isinstance(norm, BatchNorm2d)
+        return norm
+
+    def _fork(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """What the steps and the shortcut start from."""
+        if not self.block.has_shortcut:
+            return features, features
+        in_steps = (m for m in self.children() if isinstance(m, BatchNorm2d))
+        is_fused = self.block.form == "c" and any(norm.is_fused for norm in in_steps)
+        kernels: Kernels = "fused" if is_fused else "torch"
+        return fork(features, stride=self._skip_stride(), kernels=kernels)
+
+    def _skip_stride(self) -> int:
+        """How pixels are skipped before a shortcut that does not stride itself."""
+        conv = self._projection()[0] if self.block.projection else None
+        strides = isinstance(conv, Conv2d) and conv.form != "matmul"
+        return 1 if strides else self.block.stride
+
+    def _projection(self) -> nn.Sequential:
+        projection = self.get_submodule(_projection_name(self.block))
+        assert isinstance(projection, nn.Sequential)
+        return projection
 
     def _through_branches(self, features: Tensor) -> Tensor:
         """(a) sums what the branches put out, (b) concatenates it."""
@@ -67,23 +97,33 @@ class ResidualBlock(nn.Module):
             total = total + out
         return total
 
-    def _shortcut(self, features: Tensor) -> Tensor:
-        block = self.block
-        if block.projection:
-            projected: Tensor = self.get_submodule(_projection_name(block))(features)
-            return projected
-        if block.stride > 1:
-            features = features[:, :, :: block.stride, :: block.stride]
-        added = block.out_channels - block.in_channels
-        # From the last dimension on, (before, after) each: W, H, then the channels.
-        return functional.pad(features, (0, 0, 0, 0, 0, added)) if added else features
+    def _shortcut(self, features: Tensor) -> tuple[Tensor, nn.BatchNorm2d | None]:
+        """What is to be added, and the batch norm that it still needs."""
+        if not self.block.projection:
+            # From the last dimension on, (before, after) each: W, H, then the channels.
+            added = self.block.out_channels - self.block.in_channels
+            padding = (0, 0, 0, 0, 0, added)
+            return functional.pad(features, padding) if added else features, None
+        conv, *norms = self._projection()
+        assert isinstance(conv, Conv2d)
+        is_product = conv.form == "matmul"
+        projected: Tensor = conv.pointwise(features) if is_product else conv(features)
+        return projected, self._norm(
+            f"{_projection_name(self.block)}.1"
+        ) if norms else None
 
 
-def layer(step: Conv | Norm) -> nn.Conv2d | nn.BatchNorm2d:
+def layer(step: Conv | Norm) -> Conv2d | BatchNorm2d:
     """The module of a shape; one branch's, where the shape is of several."""
-    if isinstance(step, Norm):
-        return nn.BatchNorm2d(step.channels)
-    return nn.Conv2d(
+    return norm(step) if isinstance(step, Norm) else convolution(step)
+
+
+def norm(step: Norm) -> BatchNorm2d:
+    return BatchNorm2d(step.channels)
+
+
+def convolution(step: Conv) -> Conv2d:
+    return Conv2d(
         step.in_channels,
         step.out_channels,
         step.kernel_size,

@@ -161,6 +161,11 @@ class TrainConfig(_Part):
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where a short timed probe finds it faster."""
     channels_last: bool = True
+    kernels: Literal["auto", "torch", "fused"] = "auto"
+    """fused takes batch norm, ReLU and the addition in one pass; auto: on a CPU."""
+    conv_forms: Literal["auto"] | dict[str, str] = "auto"
+    """By shape, the exact form in which a convolution is computed. Shapes left out are
+    timed when a study begins, which keeps the fastest here; {}: torch's own for all."""
 
     @model_validator(mode="after")
     def _schedule_is_sound(self) -> Self:

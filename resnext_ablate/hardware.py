@@ -102,6 +102,17 @@ def device_name(device: torch.device) -> str:
 
 
 @contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """One CPU thread for torch, as each executor has; restored at the end."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
 def kernel_choice(*, deterministic: bool) -> Iterator[None]:
     """Deterministic kernels, or else the fastest by trial; restored at the end."""
     cudnn = torch.backends.cudnn

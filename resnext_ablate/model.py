@@ -17,9 +17,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from resnext_ablate.blocks import ResidualBlock, layer
+from resnext_ablate.blocks import ResidualBlock, convolution, norm
 from resnext_ablate.names import parse_spec
 from resnext_ablate.shapes import BlockForm, Conv, Layout, Norm
 from resnext_ablate.spec import InputError, ResNeXtSpec
@@ -36,12 +35,12 @@ class ResNeXt(nn.Module):
         self.spec = spec
         # No weight depends on the image size: the smallest one will do.
         layout = spec.layout(spec.total_stride)
-        self.conv1, self.bn1 = layer(layout.stem), layer(layout.stem_norm)
+        self.conv1, self.bn1 = convolution(layout.stem), norm(layout.stem_norm)
         self.maxpool = _max_pool(layout)
         for stage, blocks in groupby(layout.blocks, key=lambda block: block.stage):
             self.add_module(f"layer{stage}", nn.Sequential(*map(ResidualBlock, blocks)))
         # Pre-activation blocks leave the last sum without batch norm and ReLU.
-        self.norm = None if layout.last_norm is None else layer(layout.last_norm)
+        self.norm = None if layout.last_norm is None else norm(layout.last_norm)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(layout.head.in_features, layout.head.out_features)
 
@@ -54,12 +53,12 @@ class ResNeXt(nn.Module):
         Returns:
             Float (N, num_classes), not normalised.
         """
-        features = functional.relu(self.bn1(self.conv1(images)), inplace=True)
+        features = self.bn1.relu(self.conv1(images))
         features = self.maxpool(features)
         for stage in range(1, self.spec.num_stages + 1):
             features = self.get_submodule(f"layer{stage}")(features)
         if self.norm is not None:
-            features = functional.relu(self.norm(features), inplace=True)
+            features = self.norm.relu(features)
         logits: Tensor = self.fc(torch.flatten(self.avgpool(features), 1))
         return logits
 

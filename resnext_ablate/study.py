@@ -29,6 +29,7 @@ from resnext_ablate import (
     hardware,
     records,
     trials,
+    tuning,
     variants,
 )
 from resnext_ablate.certificate import DeviceCosts
@@ -127,6 +128,16 @@ def prepare(
         known=old_plan.nets if old_plan else (),
         known_costs=earlier.costs if earlier else None,
     )
+    train = tuning.with_forms(
+        config.train,
+        convs=[
+            conv
+            for net in planned.nets
+            for conv in spec_from_dict(net.spec).layout(net.image_size).convs
+        ],
+        device=torch.device(devices[0]),
+    )
+    config = config.model_copy(update={"train": train})
     cells = tuple(
         Cell(records.cell_id(spec_from_dict(net.spec), seed), net.variant, seed)
         for seed in config.run.seed_list()
@@ -244,13 +255,11 @@ def _resolve(
     if run.executors == "auto":
         count = hardware.usable_cores() if found == ("cpu",) else len(found)
         run = run.model_copy(update={"executors": count})
-    if train.precision == "auto":
-        precision = (
-            earlier.train.precision
-            if earlier
-            else hardware.resolve_precision("auto", device=torch.device(found[0]))
-        )
-        train = train.model_copy(update={"precision": precision})
+    train = tuning.settled(
+        train,
+        earlier=earlier.train if earlier else None,
+        device=torch.device(found[0]),
+    )
     assert isinstance(run.executors, int)
     devices = tuple(found[index % len(found)] for index in range(run.executors))
     return config.model_copy(update={"run": run, "train": train}), devices

@@ -36,13 +36,14 @@ from resnext_ablate.hardware import (
     kernel_choice,
     peak_memory_mib,
     reset_peak_memory,
-    resolve_precision,
     synchronised_time_s,
 )
+from resnext_ablate.layers import settle
 from resnext_ablate.model import build
 from resnext_ablate.optimization import learning_rate, make_optimizer
 from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.tuning import resolve_kernels, resolve_precision
 
 _CUDA_CHECK_INTERVAL = 100
 """Steps between two looks at the losses of a CUDA device."""
@@ -113,7 +114,8 @@ def train(
 
     Args:
         spec: the net; must fit the data set.
-        config: how to train. Precision "auto" is resolved here on its own.
+        config: how to train. Precision and kernels "auto" are resolved here on their
+            own; `conv_forms` "auto" means torch's, since a study times them.
         data_config: padding of the crops and whether to mirror.
         dataset: on the same device.
         seed: gives the weights, and the same draws of images for every net.
@@ -133,7 +135,9 @@ def train(
     precision = resolve_precision(config.precision, device=device)
     reset_peak_memory(device)
     with kernel_choice(deterministic=deterministic):
-        model = _initial_model(spec, seed=seed, device=device, config=config)
+        model = _initial_model(
+            spec, seed=seed, device=device, config=config, dataset=dataset
+        )
         run = _Run(
             model=model,
             optimizer=make_optimizer(model, config=config),
@@ -175,10 +179,20 @@ def _train(run: _Run, *, on_epoch: Callable[[EpochRecord], None]) -> RunResult:
 
 
 def _initial_model(
-    spec: ResNeXtSpec, *, seed: int, device: torch.device, config: TrainConfig
+    spec: ResNeXtSpec,
+    *,
+    seed: int,
+    device: torch.device,
+    config: TrainConfig,
+    dataset: Dataset,
 ) -> nn.Module:
     weights = torch.Generator().manual_seed(_weights_seed(seed))
     model = build(spec, generator=weights).to(device)
+    kernels = resolve_kernels(
+        config.kernels, device=device, channels_last=config.channels_last
+    )
+    forms = {} if config.conv_forms == "auto" else config.conv_forms
+    settle(model, spec.layout(dataset.info.image_size), kernels=kernels, forms=forms)
     if config.channels_last:
         return model.to(memory_format=torch.channels_last)
     return model

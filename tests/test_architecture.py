@@ -32,7 +32,10 @@ ROOMS: dict[str, set[str]] = {
     "certificate": {"records", "roofline"},
     "tables": {"certificate", "config", "records"},
     # compute
-    "blocks": set(),
+    "loops": set(),
+    "fused": {"loops"},
+    "layers": {"fused"},
+    "blocks": {"layers"},
     "model": {"blocks", "names"},
     "interop": {"model"},
     "hardware": set(),
@@ -41,14 +44,17 @@ ROOMS: dict[str, set[str]] = {
     "data": {"config", "images", "sources"},
     "checkpoint": {"hardware", "records"},
     "optimization": {"config"},
+    "tuning": {"blocks", "config", "hardware", "layers", "records", "sources"},
     "training": {
         "checkpoint",
         "config",
         "data",
         "hardware",
+        "layers",
         "model",
         "optimization",
         "records",
+        "tuning",
     },
     "benchmark": {
         "certificate",
@@ -83,6 +89,7 @@ ROOMS: dict[str, set[str]] = {
         "records",
         "schedule",
         "trials",
+        "tuning",
         "variants",
     },
     # evidence
@@ -192,19 +199,24 @@ ROOMS: dict[str, set[str]] = {
 
 # Who alone may use a library that is heavy or that one room is to hide.
 KEEPERS = {
+    "numba": {"loops"},
+    "llvmlite": {"loops"},
     "torch": {
         "benchmark",
         "blocks",
         "checkpoint",
         "data",
         "execution",
+        "fused",
         "hardware",
         "interop",
+        "layers",
         "model",
         "net_commands",
         "optimization",
         "study",
         "training",
+        "tuning",
     },
     "onnxruntime": {"interop"},
     "torchvision": {"sources"},

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from resnext_ablate import data, hardware, optimization, training
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import DataInfo, Dataset, Split
+from resnext_ablate.layers import conv_key
 from resnext_ablate.model import build
 from resnext_ablate.names import parse_spec
 from resnext_ablate.records import EpochRecord
@@ -372,15 +373,63 @@ def test_a_set_below_one_batch_is_trained_whole() -> None:
 # Seeds.
 
 
-def test_the_same_seed_gives_the_same_numbers() -> None:
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kernels", ["torch", "fused"])
+def test_the_same_seed_gives_the_same_numbers(precision: str, kernels: str) -> None:
     """Bit for bit, after other work in the process and other draws as well."""
-    config = _config(epochs=2)
-    first = _numbers(_train(config))
+    name = "resnext11-4x2d-t4-in1-c4"
+    convs = parse_spec(name).layout(8).convs
+    forms = {conv_key(conv): "merge2" for conv in convs if conv.groups > 1}
+    config = _config(epochs=2, precision=precision, kernels=kernels, conv_forms=forms)
+    first = _numbers(_train(config, name=name))
     torch.manual_seed(99)
     torch.rand(7)
     _train(config, seed=5, name="resnext11-2x2d-t4-in1-c4")
-    assert _numbers(_train(config)) == first
-    assert _numbers(_train(config, seed=1)) != first
+    assert _numbers(_train(config, name=name)) == first
+    assert _numbers(_train(config, name=name, seed=1)) != first
+
+
+def test_the_fast_path_is_as_accurate_as_the_plain_loop(digits: Dataset) -> None:
+    """bf16, fused kernels and merged groups err as plain fp32 does, within the seeds'
+    noise: means of three seeds differ by less than three standard errors and a point.
+    """
+    name = "resnext11-8x2d-t8-in1"
+    convs = parse_spec(name).layout(8).convs
+    recipe = {"epochs": 4, "batch_size": 64, "schedule": "one_cycle"}
+    plain = _config(
+        **recipe,
+        warmup_fraction=0.25,
+        precision="fp32",
+        kernels="torch",
+        conv_forms={},
+        channels_last=False,
+    )
+    fast = _config(
+        **recipe,
+        warmup_fraction=0.25,
+        precision="bf16",
+        kernels="fused",
+        conv_forms={
+            conv_key(conv): "merge4" if conv.groups > 1 else "matmul"
+            for conv in convs
+            if conv.groups > 1 or conv.kernel_size == 1
+        },
+    )
+    errors = np.array(
+        [
+            [
+                _train(
+                    config, name=name, seed=seed, dataset=digits, data_config=PLAIN
+                ).test_error_pct
+                for seed in range(3)
+            ]
+            for config in (plain, fast)
+        ]
+    )
+    standard_error = np.sqrt(errors.var(axis=1, ddof=1).sum() / 3)
+    difference = errors[1].mean() - errors[0].mean()
+    assert errors.max() < 15
+    assert abs(difference) < 3 * standard_error + 1, errors
 
 
 def test_a_run_leaves_global_random_state_alone() -> None:

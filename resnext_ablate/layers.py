@@ -1,0 +1,157 @@
+"""Layers in the fastest exact form for their shape, as drop-ins for torch's own.
+
+Parameters keep torch's names and shapes, so that weights load either way. Each layer
+starts in torch's form; `settle` gives a net's layers the forms that a study has chosen,
+once for all its runs, because forms differ in rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from resnext_ablate.shapes import Conv, Layout
+
+Kernels = Literal["torch", "fused"]
+"""fused: batch norm, ReLU and the residual addition in one pass, on one CPU thread."""
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution as torch's, computed in one of several exact forms.
+
+    Attributes:
+        form: `plain` is torch's; `matmul` multiplies matrices, where the kernel is 1x1;
+            `merge4` computes every 4 groups as one dense block, whose weights are zero
+            where the groups do not meet; `nchw` and `nchw+merge4` leave channels-last
+            for the convolution.
+    """
+
+    form: str = "plain"
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        if self.form == "plain":
+            return super().forward(features)
+        if self.form == "matmul":
+            rows, columns = self.stride
+            return self.pointwise(features[:, :, ::rows, ::columns])
+        layout, _, merge = self.form.rpartition("+")
+        weight, groups = self.weight, self.groups
+        if merge.startswith("merge"):
+            merged = int(merge.removeprefix("merge"))
+            weight = merged_weight(weight, groups=groups, merged=merged)
+            groups //= merged
+        is_nchw = "nchw" in (layout, merge)
+        if is_nchw:
+            features, weight = features.contiguous(), weight.contiguous()
+        out = functional.conv2d(
+            features,
+            weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            groups=groups,
+        )
+        return out.contiguous(memory_format=torch.channels_last) if is_nchw else out
+
+    def pointwise(self, features: Tensor) -> Tensor:
+        """A 1x1 convolution as a product of matrices, at stride 1."""
+        count, channels, height, width = features.shape
+        pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
+        out = functional.linear(pixels, self.weight.flatten(1), self.bias)
+        return out.view(count, height, width, -1).permute(0, 3, 1, 2)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation as torch's, along with what follows it.
+
+    Attributes:
+        kernels: `fused` takes them in one pass while it trains.
+    """
+
+    kernels: Kernels = "torch"
+
+    @property
+    def is_fused(self) -> bool:
+        return self.kernels == "fused" and self.training
+
+    def relu(self, features: Tensor) -> Tensor:
+        """relu(norm(features)), float (N, C, H, W)."""
+        if not self.is_fused:
+            return functional.relu(self(features), inplace=True)
+        # Imported here because few who build a net train it this way.
+        from resnext_ablate import fused
+
+        return fused.norm_relu(features, self)
+
+    def relu_of_sum(
+        self, features: Tensor, skip: Tensor, skip_norm: nn.BatchNorm2d | None
+    ) -> Tensor:
+        """relu(norm(features) + skip), the skip normalised where it has a norm."""
+        if not self.is_fused:
+            out: Tensor = self(features)
+            out += skip if skip_norm is None else skip_norm(skip)
+            return functional.relu(out, inplace=True)
+        from resnext_ablate import fused
+
+        return fused.norm_sum_relu(features, self, skip, skip_norm)
+
+
+def fork(features: Tensor, *, stride: int, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """The features twice, the second time every stride-th pixel of a row and column."""
+    if kernels == "torch":
+        return features, features[:, :, ::stride, ::stride]
+    from resnext_ablate import fused
+
+    return fused.fork(features, stride=stride)
+
+
+def merged_weight(weight: Tensor, *, groups: int, merged: int) -> Tensor:
+    """The weight of the same convolution with fewer groups.
+
+    Args:
+        weight: float (out, in / groups, k, k).
+        groups: of that weight.
+        merged: how many groups become one; divides `groups`.
+
+    Returns:
+        Float (out, in / groups * merged, k, k): blocks of `weight`, else zeros.
+    """
+    num_out, num_in, *kernel = weight.shape
+    blocks = weight.reshape(groups // merged, merged, -1, 1, num_in, *kernel)
+    diagonal = torch.eye(merged, dtype=weight.dtype, device=weight.device)
+    dense = blocks * diagonal.view(1, merged, 1, merged, 1, 1, 1)
+    return dense.reshape(num_out, num_in * merged, *kernel)
+
+
+def conv_key(conv: Conv) -> str:
+    """Names a convolution's shape in a table of forms."""
+    size = conv.kernel_size
+    return (
+        f"{size}x{size} {conv.in_channels}-{conv.out_channels} groups {conv.groups} "
+        f"stride {conv.stride} side {conv.in_side}"
+    )
+
+
+def settle(
+    model: nn.Module, layout: Layout, *, kernels: Kernels, forms: Mapping[str, str]
+) -> None:
+    """Gives a net's layers their forms.
+
+    Args:
+        model: a net of `model.build`.
+        layout: of its spec at the size of the images.
+        kernels: of every batch norm.
+        forms: by `conv_key`; convolutions without one stay plain.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.kernels = kernels
+    for conv in layout.convs:
+        place = None if conv.in_branches else model.get_submodule(conv.path)
+        if isinstance(place, Conv2d):
+            place.form = forms.get(conv_key(conv), "plain")
