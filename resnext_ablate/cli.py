@@ -125,13 +125,11 @@ def run(
     _close(outcome)
 
 
-for verb in (
-    results_commands.status,
-    results_commands.report,
-    results_commands.verify,
-):
-    app.command()(verb)
+app.command()(results_commands.status)
 app.command("ls")(results_commands.list_studies)
+app.command()(results_commands.report)
+app.command()(results_commands.verify)
+app.command()(results_commands.export)
 
 
 def _close(outcome: Outcome) -> None:

@@ -16,7 +16,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal
 
 import jinja2
@@ -152,7 +152,8 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters["csp_hash"] = _csp_hash
     environment.filters["nbsp"] = lambda text: text.replace(" %", "\u00a0%")
-    environment.filters["rows"] = _shown_rows
+    # For readers and printers without scripts.
+    environment.filters["rows"] = partial(shown_rows, limit=MAX_ROWS_SHOWN)
     return environment
 
 
@@ -198,9 +199,9 @@ def _plain(value: Any) -> str | int | float | bool | None:
     return value if isinstance(value, (str, int, float, bool)) else str(value)
 
 
-def _shown_rows(table: Table) -> list[list[str]]:
-    """The first rows as text, for readers and printers without scripts."""
-    head = table.frame.head(MAX_ROWS_SHOWN)
+def shown_rows(table: Table, *, limit: int | None) -> list[list[str]]:
+    """The first rows, or all, as text."""
+    head = table.frame if limit is None else table.frame.head(limit)
     cells: Sequence[list[str]] = [
         [_shown(_plain(value), column) for value in head[column.key]]
         for column in table.columns

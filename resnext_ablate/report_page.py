@@ -115,7 +115,7 @@ def render(tables: StudyTables, evidence: Evidence) -> str:
     return page.render(
         "report.html",
         figures=evidence.figures,
-        tables=_tables(tables, evidence),
+        tables=page_tables(tables, evidence),
         embedded={"study": tables.study, "checksum": checksum, **embedded},
         words={
             "study": tables.study,
@@ -145,7 +145,7 @@ def _open_questions(comparisons: pd.DataFrame) -> list[tuple[str, str]]:
     return list(zip(undecided["variant"], undecided["explanation"], strict=True))
 
 
-def _tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
+def page_tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
     """All tables of the page, the failed runs only where there are some."""
     failed = tables.runs[tables.runs["state"].isin(FAILURES)]
     shown = [

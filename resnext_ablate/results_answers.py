@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -46,6 +47,23 @@ def of_verification(html: Path, found: Verification) -> Answer:
         ),
         num_text_columns=3,
         closing=closing,
+    )
+
+
+def of_export(study: str, *, tables: Sequence[Path], figures: Sequence[Path]) -> Answer:
+    """The files that an export has written."""
+    lines = [
+        f"{len(paths)} files of {word} in {paths[0].parent}"
+        for word, paths in (("tables", tables), ("figures", figures))
+        if paths
+    ]
+    return Answer(
+        value={
+            "study": study,
+            "tables": [str(path) for path in tables],
+            "figures": [str(path) for path in figures],
+        },
+        opening=f"{study}: {'; '.join(lines)}",
     )
 
 

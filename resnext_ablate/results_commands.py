@@ -12,6 +12,7 @@ import typer
 
 from resnext_ablate import answers, terminal
 from resnext_ablate.options import AsJson, Results, StudyName
+from resnext_ablate.spec import MissingExtraError
 
 
 def status(
@@ -96,6 +97,43 @@ def verify(
                 "other versions draw and word some things otherwise"
             )
         raise typer.Exit(1)
+
+
+def export(
+    study: StudyName,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="All figures too, as PNG, SVG and PDF.")
+    ] = False,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Writes a study's tables as LaTeX, Markdown, CSV and Parquet.
+
+    Figures need a browser and the extra `figures`; tables need neither.
+    """
+    from resnext_ablate import export as files
+    from resnext_ablate import report_page, results_answers
+    from resnext_ablate.report import evidence_of
+    from resnext_ablate.tables import read_tables
+
+    folder = study_folder(study, results)
+    tables = read_tables(folder)
+    evidence = evidence_of(tables)
+    shown = report_page.page_tables(tables, evidence)
+    written = files.write_tables(
+        shown, folder=folder / "tables", provenance=tables.provenance
+    )
+    drawn: tuple[Path, ...] = ()
+    missing: MissingExtraError | None = None
+    if paper:
+        try:
+            drawn = files.write_figures(evidence.figures, folder=folder / "figures")
+        except MissingExtraError as error:
+            missing = error
+    answer = results_answers.of_export(tables.study, tables=written, figures=drawn)
+    terminal.print_answer(answer, as_json=as_json)
+    if missing:
+        raise missing
 
 
 def study_folder(study: str, results: Path) -> Path:

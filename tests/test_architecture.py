@@ -136,6 +136,7 @@ ROOMS: dict[str, set[str]] = {
         "verdicts",
     },
     "verify": {"embedding", "page", "records", "report", "report_page", "tables"},
+    "export": {"chart_style", "gallery", "page", "tables"},
     # face
     "answers": {
         "complexity",
@@ -155,9 +156,11 @@ ROOMS: dict[str, set[str]] = {
     "results_commands": {
         "answers",
         "config",
+        "export",
         "options",
         "records",
         "report",
+        "report_page",
         "results_answers",
         "tables",
         "terminal",
@@ -219,6 +222,7 @@ KEEPERS = {
         "tuning",
     },
     "onnxruntime": {"interop"},
+    "kaleido": {"export"},
     "torchvision": {"sources"},
     "sklearn": {"sources"},
     "optuna": {"trials", "schedule", "search"},
@@ -227,6 +231,7 @@ KEEPERS = {
     "plotly": {
         "chart_style",
         "drawing",
+        "export",
         "figures",
         "figures_compare",
         "figures_cost",
