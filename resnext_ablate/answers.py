@@ -306,6 +306,7 @@ def of_report(study: str, files: ReportFiles) -> Answer:
         value={
             "study": study,
             "verdict": files.evidence.verdict,
+            "effect": files.evidence.effect,
             "report": str(files.html),
             "variants": variants,
             "comparisons": comparisons,
@@ -322,7 +323,15 @@ def of_report(study: str, files: ReportFiles) -> Answer:
         rows=tuple(
             _verdict_row(row, against.get(str(row["variant"]))) for row in variants
         ),
-        closing=f"{files.evidence.verdict}\nreport: {files.html}",
+        closing="\n".join(
+            text
+            for text in (
+                files.evidence.verdict,
+                files.evidence.effect,
+                f"report: {files.html}",
+            )
+            if text
+        ),
     )
 
 

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from resnext_ablate.ranks import Agreement
+
 BADGE = "not a uniform sample"
 MIN_DISTRIBUTION = 8
 """Fewer nets than this are listed, not shown as a distribution."""
@@ -31,18 +33,6 @@ class DistributionData:
     """error, share, low, high; share of nets at or below each error."""
     nets: pd.DataFrame
     """variant, error; sorted."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Rank correlation between two budgets (Kendall's tau)."""
-
-    tau: float
-    low: float
-    high: float
-    """95 % interval; NaN where too few variants allow none."""
-    ceiling: float
-    """Tau that two runs of one budget reach, seed noise being what it is; or NaN."""
 
 
 @dataclass(frozen=True)
@@ -149,8 +139,8 @@ def budgets_data(
     )
     if not np.isnan(agreement.ceiling):
         note += (
-            f" Seed noise alone would hold tau at {agreement.ceiling:+.2f} between two "
-            "runs of the full budget."
+            f" If the true orders were equal, seed noise would hold tau at "
+            f"{agreement.ceiling:+.2f}."
         )
     return BudgetsData(
         title=f"Rank correlation {agreement.tau:+.2f} between {short_epoch} and {last} "
@@ -161,6 +151,13 @@ def budgets_data(
         points=points,
         seeds=seeds,
     )
+
+
+def errors_after(epochs: pd.DataFrame, epoch: int) -> dict[str, list[float]]:
+    """Validation errors of all runs after an epoch, by variant."""
+    then = epochs[epochs["epoch"] == epoch]
+    by_variant = then.groupby("variant", sort=False, observed=True)["val_error_pct"]
+    return {str(variant): errors.tolist() for variant, errors in by_variant}
 
 
 def importance_data(

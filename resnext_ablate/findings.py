@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
 import pandas as pd
 
+from resnext_ablate import effects, ranks
+from resnext_ablate.charts_ranking import errors_after
 from resnext_ablate.page import Column, Finding, Table
 
 _PAIR_COLUMNS = (
@@ -24,6 +30,14 @@ _IMAGE_COLUMNS = (
     Column("only_variant_right", "only the variant right", digits=0),
     Column("only_reference_right", "only the other right", digits=0),
     Column("p_value", "McNemar's exact p", "p_value"),
+)
+_EFFECT_COLUMNS = (
+    Column("effect", "effect", "text"),
+    Column("estimate", "estimate", signed=True),
+    Column("ci_low", "from", signed=True),
+    Column("ci_high", "to", signed=True),
+    Column("p_value", "p", "p_value"),
+    Column("ceiling", "noise ceiling"),
 )
 MAX_IMAGE_ROWS = 2_000
 """More rows than this stay in the files beside the report."""
@@ -73,3 +87,121 @@ def _other_images(tested: pd.DataFrame) -> str:
         f"{differences} shown, {int(zero_outside.sum())} would also hold for other "
         "seeds and other images at once (95 % interval over both)."
     )
+
+
+@dataclass(frozen=True)
+class _Effect:
+    """A row of the table of effects; NaN where a number has no meaning."""
+
+    effect: str
+    estimate: float
+    ci_low: float
+    ci_high: float
+    p_value: float
+    """That a straight line shows as large a bend; NaN for other effects."""
+    ceiling: float
+    """For ranks: the tau that seed noise would leave if the true orders were equal."""
+    n: int
+    """Runs, for ranks variants."""
+    statement: str
+
+
+def effects_table(
+    errors: Mapping[str, Mapping[int, float]],
+    *,
+    variants: pd.DataFrame,
+    epochs: pd.DataFrame,
+    paper: pd.DataFrame,
+    is_matched: bool,
+) -> pd.DataFrame:
+    """What cardinality does, and how far rankings agree; one row for each effect.
+
+    Args:
+        errors: test errors of complete runs by variant and seed.
+        variants: `variant` and `cardinality`.
+        epochs: of complete runs.
+        paper: rows of the paper that belong to variants; may be empty.
+        is_matched: whether the variants differ in nothing but cardinality and width,
+            at equal FLOPs.
+    """
+    rows: list[_Effect] = []
+    if is_matched:
+        cardinality = dict(
+            zip(variants["variant"], variants["cardinality"], strict=True)
+        )
+        if found := effects.by_cardinality(errors, cardinality=cardinality):
+            rows += _cardinality_rows(found)
+    measured = {label: list(values.values()) for label, values in errors.items()}
+    if found_ranks := _budget_ranks(epochs):
+        rows.append(found_ranks)
+    order = {
+        label: [value]
+        for label, value in zip(
+            paper["variant"], paper["paper_difference"], strict=True
+        )
+    }
+    if found_order := ranks.agreement(measured, order):
+        rows.append(_rank_row("the paper's order", found_order))
+    columns = [field.name for field in dataclasses.fields(_Effect)]
+    return pd.DataFrame([dataclasses.asdict(row) for row in rows], columns=columns)
+
+
+def _cardinality_rows(found: effects.CardinalityEffect) -> Iterator[_Effect]:
+    nan = float("nan")
+    bend = found.bend
+
+    def row(name: str, slope: effects.Slope, p_value: float, text: str) -> _Effect:
+        return _Effect(
+            effect=f"points per doubling of cardinality{name}",
+            estimate=slope.points,
+            ci_low=slope.low,
+            ci_high=slope.high,
+            p_value=p_value,
+            ceiling=nan,
+            n=found.num_runs,
+            statement=text,
+        )
+
+    yield row("", found.slope, nan, effects.effect_sentence(found))
+    if bend and bend.is_shown:
+        yield row(f", up to {bend.cardinality}", bend.before, bend.p_value, "")
+        yield row(f", beyond {bend.cardinality}", bend.after, bend.p_value, "")
+
+
+def _budget_ranks(epochs: pd.DataFrame) -> _Effect | None:
+    """The order after a quarter of the epochs against that after all."""
+    last = int(epochs["epoch"].max()) if len(epochs) else 0
+    # A large study's page keeps some epochs only.
+    earlier = epochs.loc[epochs["epoch"] <= last / 4, "epoch"]
+    if earlier.empty:
+        return None
+    short = int(earlier.max())
+    found = ranks.agreement(errors_after(epochs, short), errors_after(epochs, last))
+    name = f"the order after {short} of {last} epochs"
+    return _rank_row(name, found) if found else None
+
+
+def _rank_row(name: str, found: ranks.Agreement) -> _Effect:
+    interval = noise = ""
+    if found.low == found.low:
+        interval = f" (95 % interval {found.low:+.2f} to {found.high:+.2f})"
+        noise = f"; with equal true orders seed noise leaves {found.ceiling:.2f}"
+    return _Effect(
+        effect=f"rank correlation with {name}",
+        estimate=found.tau,
+        ci_low=found.low,
+        ci_high=found.high,
+        p_value=float("nan"),
+        ceiling=found.ceiling,
+        n=found.num_variants,
+        statement=f"Kendall's tau with {name}: {found.tau:+.2f}{interval}{noise}.",
+    )
+
+
+def of_effects(table: pd.DataFrame) -> tuple[Finding, ...]:
+    """What `effects_table` holds, in words."""
+    if table.empty:
+        return ()
+    text = " ".join(text for text in table["statement"] if text)
+    shown = Table("effects", "Effect of cardinality, ranks", "", table, _EFFECT_COLUMNS)
+    return (Finding(text, shown),)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import pandas as pd
 import plotly.graph_objects as go
-from scipy import stats
 
 from resnext_ablate import (
     charts,
@@ -20,6 +18,7 @@ from resnext_ablate import (
     figures_compare,
     figures_cost,
     figures_ranking,
+    ranks,
 )
 
 _SHORT_BUDGET = 4
@@ -138,18 +137,16 @@ def _ranked(epochs: pd.DataFrame, *, variants: pd.DataFrame) -> Iterator[Figure]
     if len(known) < 3 or not earlier:
         return
     short = int(earlier[-1])
+    agreement = ranks.agreement(
+        charts_ranking.errors_after(epochs, short),
+        charts_ranking.errors_after(epochs, last),
+    )
+    if agreement is None:
+        return
     budgets = charts_ranking.budgets_data(
-        epochs, short_epoch=short, agreement=_agreement(epochs, short, last)
+        epochs, short_epoch=short, agreement=agreement
     )
     yield _figure("budgets", figures_ranking.budgets_figure, budgets)
-
-
-def _agreement(epochs: pd.DataFrame, short: int, last: int) -> charts_ranking.Agreement:
-    means = epochs.pivot_table(
-        index="variant", columns="epoch", values="val_error_pct", observed=True
-    )[[short, last]].dropna()
-    tau = float(stats.kendalltau(means[short], means[last]).statistic)
-    return charts_ranking.Agreement(tau, math.nan, math.nan, math.nan)
 
 
 class _Worded(Protocol):

@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from resnext_ablate import (
+    charts,
     embedding,
     findings,
     gallery,
@@ -75,7 +76,7 @@ class ReportFiles:
 
 
 def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
-    """Writes `variants`, `comparisons`, `images` (CSV, Parquet) and `report.html`.
+    """Writes the tables of a study, as CSV and Parquet, and `report.html`.
 
     Args:
         tables: a study, also one that is not complete.
@@ -95,6 +96,7 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
         "variants": whole.variants,
         "comparisons": whole.comparisons,
         "images": whole.images,
+        "effects": whole.effects,
     }
     for name, frame in frames.items():
         write_table(frame, folder / name, provenance=tables.provenance)
@@ -117,6 +119,15 @@ def evidence_of(tables: StudyTables) -> Evidence:
     by_image = image_tests.compare_images(found, correct=tables.correct)
     comparisons = comparisons_table(found, by_image)
     images = images_table(by_image)
+    rows = paper.matched_rows(tables.nets, key=tables.config.report.paper)
+    epochs = epochs_of(tables.epochs, complete)
+    effects = findings.effects_table(
+        errors_by_seed(tables.nets, complete),
+        variants=variants,
+        epochs=epochs,
+        paper=rows,
+        is_matched=_differ_in_cardinality(variants),
+    )
     to_reference = comparisons["reference"] == _reference(tables.nets)
     against = comparisons[to_reference].reset_index(drop=True)
     return Evidence(
@@ -125,18 +136,27 @@ def evidence_of(tables: StudyTables) -> Evidence:
         comparisons=comparisons,
         against=against,
         images=images,
+        effects=effects,
         figures=gallery.draw(
             tables.runs,
-            epochs_of(tables.epochs, complete),
+            epochs,
             variants=variants,
             comparisons=against,
-            paper=paper.matched_rows(tables.nets, key=tables.config.report.paper),
+            paper=rows,
         ),
         findings=(
             *findings.of_pairs(comparisons[~to_reference]),
+            *findings.of_effects(effects),
             *findings.of_images(images, against),
         ),
     )
+
+
+def _differ_in_cardinality(variants: pd.DataFrame) -> bool:
+    """Whether nothing but cardinality and width varies, at equal FLOPs."""
+    held = charts.off_pct(variants, "macs") <= charts.EQUAL_PCT
+    shape = variants[["depth", "template_width"]].drop_duplicates()
+    return held and len(shape) == 1
 
 
 def variants_table(nets: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:

@@ -30,8 +30,16 @@ class Evidence:
     """The first of these: each variant against the reference."""
     images: pd.DataFrame
     """One row per comparison and seed, by test images."""
+    effects: pd.DataFrame
+    """One row per effect: of cardinality, and how far rankings agree."""
     figures: tuple[Figure, ...]
     findings: tuple[Finding, ...]
+
+    @property
+    def effect(self) -> str:
+        """What cardinality does, in a sentence; empty where nets are not matched."""
+        rows = self.effects["effect"] == "points per doubling of cardinality"
+        return " ".join(self.effects.loc[rows, "statement"])
 
 
 _RESULT_COLUMNS = (

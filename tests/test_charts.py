@@ -23,6 +23,7 @@ from resnext_ablate import (
     image_tests,
     report,
 )
+from resnext_ablate.ranks import Agreement
 from resnext_ablate.tables import StudyTables
 from resnext_ablate.verdicts import compare
 
@@ -423,7 +424,7 @@ def test_budgets_tell_ranks_and_their_uncertainty() -> None:
         for epoch, error in ((1, first), (2, 15.0), (4, last))
     ]
     epochs = pd.DataFrame(rows, columns=["variant", "seed", "epoch", "val_error_pct"])
-    agreement = charts_ranking.Agreement(tau=1 / 3, low=-0.5, high=1.0, ceiling=0.7)
+    agreement = Agreement(1 / 3, low=-0.5, high=1.0, ceiling=0.7, num_variants=4)
     data = charts_ranking.budgets_data(epochs, short_epoch=1, agreement=agreement)
     assert data.points["short_rank"].tolist() == [2, 1, 3]
     assert data.points["long_rank"].tolist() == [1, 2, 3]
