@@ -234,6 +234,9 @@ def of_status(
     """How far a study is."""
     failed = [run for run in runs if run.state in ("failed", "diverged")]
     num_complete = sum(run.state == "complete" for run in runs)
+    num_pruned = sum(trial.pruned_at is not None for trial in plan.trials)
+    tried = f"{len(plan.trials)} nets tried, {num_pruned} pruned; "
+    tried = tried if plan.trials else ""
     lines = [
         f"  running: {one.variant} seed {one.seed}, epoch {one.epoch}"
         + (
@@ -252,6 +255,8 @@ def of_status(
             "num_planned": len(plan.cells),
             "num_complete": num_complete,
             "num_failed": len(failed),
+            "num_tried": len(plan.trials),
+            "num_pruned": num_pruned,
             "scheduler_process": process,
             "running": [asdict(one) for one in running],
             "failed": [
@@ -267,6 +272,7 @@ def of_status(
         opening=(
             f"{name}: {num_complete} of {len(plan.cells)} runs complete, "
             f"{len(failed)} failed; "
+            + tried
             + (f"run by process {process}" if process else "not running")
         ),
         closing="\n".join(lines),

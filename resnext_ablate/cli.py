@@ -81,12 +81,19 @@ def plan(
     from resnext_ablate.config import load_study
 
     config = load_study(study, overrides=overrides or ())
-    from resnext_ablate import records
+    from resnext_ablate import records, search_answers
     from resnext_ablate.study import prepare
 
     prepared = prepare(config, on_data=terminal.DataProgress())
     runs = records.read_runs(results / config.name, prepared.plan)
-    answer = answers.of_plan(prepared, num_done=len(runs))
+    if config.kind == "search":
+        from resnext_ablate import search_plan
+
+        space = search_plan.space_of(prepared.config, reference=prepared.plan.nets[0])
+        num_fitting = space.feasible.count
+        answer = search_answers.of_plan(prepared, num_fitting=num_fitting)
+    else:
+        answer = answers.of_plan(prepared, num_done=len(runs))
     terminal.print_answer(answer, as_json=as_json)
 
 

@@ -25,6 +25,7 @@ from pydantic import (
 from resnext_ablate import complaints
 from resnext_ablate.matching import MEASURED, Hold, Widths
 from resnext_ablate.names import parse_setting, parse_spec
+from resnext_ablate.search_config import SearchConfig
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
 DataName = Literal[
@@ -39,7 +40,10 @@ class _Part(BaseModel):
 
 
 class NetConfig(_Part):
-    """Which variants: cardinalities matched to a reference, or a list of nets."""
+    """Which variants: cardinalities matched to a reference, or a list of nets.
+
+    In a search these are the nets that the best ones found are compared with.
+    """
 
     template: str
     """Name of the net that gives depth, template width and stem."""
@@ -68,10 +72,9 @@ class NetConfig(_Part):
 
     @model_validator(mode="after")
     def _nets_are_sound(self) -> Self:
-        if bool(self.cardinality) == bool(self.variants):
+        if self.cardinality and self.variants:
             raise ValueError(
-                "needs either cardinality = [1, 2, ...] or variants = [...], "
-                "not both and not neither"
+                "needs either cardinality = [1, 2, ...] or variants = [...], not both"
             )
         if len(set(self.cardinality)) < len(self.cardinality):
             raise ValueError("cardinality names a value twice")
@@ -233,12 +236,38 @@ class StudyConfig(_Part):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
     """Also the folder below results/: letters, digits, dot, dash, underscore."""
     question: str = ""
-    kind: Literal["ablation"] = "ablation"
+    kind: Literal["ablation", "search"] = "ablation"
+    """ablation: the nets of [net], each with each seed. search: nets are sampled, and
+    the best are compared with those of [net]."""
     net: NetConfig
+    search: SearchConfig | None = None
     data: DataConfig
     train: TrainConfig
     run: RunConfig = RunConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _kind_has_its_part(self) -> Self:
+        if self.kind == "search":
+            if self.search is None:
+                raise ValueError('kind = "search" needs a [search] part with its axes')
+            self.search.check_runs(
+                epochs=self.train.epochs, num_seeds=len(self.run.seed_list())
+            )
+        elif self.search:
+            raise ValueError('[search] needs kind = "search"')
+        elif not self.net.cardinality and not self.net.variants:
+            raise ValueError(
+                "net: needs either cardinality = [1, 2, ...] or variants = [...]"
+            )
+        return self
+
+    def confirm_seeds(self) -> tuple[int, ...]:
+        """The fresh seeds that a search confirms its best nets with."""
+        if self.search is None:
+            return ()
+        first = max(self.run.seed_list()) + 1
+        return tuple(range(first, first + self.search.confirm_seeds))
 
     def to_toml(self) -> str:
         """This config as a study file; reading it gives this config again."""

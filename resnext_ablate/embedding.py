@@ -21,7 +21,7 @@ from resnext_ablate import page
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.records import pack_bits, unpack_bits
 from resnext_ablate.spec import InputError
-from resnext_ablate.tables import StudyTables
+from resnext_ablate.tables import SearchTables, StudyTables
 
 MAX_WHOLE_EPOCHS = 12_000
 """With more epochs than this a page keeps their errors only."""
@@ -31,6 +31,7 @@ MAX_EPOCHS = 30_000
 """With more than this it keeps as many of each run."""
 _EPOCH_DIGITS = 5
 _FRAMES = ("nets", "runs", "epochs")
+_TRIALS = "trials"  # Of a search alone.
 _FORMAT = 1
 _DATA = ("format", "frames", "study_file", "provenance", "num_planned", "correct")
 _CURVES = ("study", "variant", "seed", "epoch", "train_error_pct", "val_error_pct")
@@ -67,16 +68,12 @@ def epochs_note(kept: StudyTables) -> str:
 
 def to_value(tables: StudyTables) -> dict[str, Any]:
     """The tables as plain values for JSON."""
-    frames = {}
-    for name in _FRAMES:
-        frame: pd.DataFrame = getattr(tables, name)
-        frames[name] = {
-            "values": page.frame_values(frame),
-            "dtypes": {key: str(dtype) for key, dtype in frame.dtypes.items()},
-        }
+    frames = {name: getattr(tables, name) for name in _FRAMES}
+    if tables.search is not None:
+        frames[_TRIALS] = tables.search.trials
     return {
         "format": _FORMAT,
-        "frames": frames,
+        "frames": {name: _frame_value(frame) for name, frame in frames.items()},
         "study_file": tables.config.to_toml(),
         "provenance": tables.provenance,
         "num_planned": tables.num_planned,
@@ -116,6 +113,7 @@ def from_value(value: dict[str, Any]) -> StudyTables:
                 }
                 for variant, runs in value["correct"].items()
             },
+            search=_search(value["frames"].get(_TRIALS)),
             **frames,
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -127,6 +125,21 @@ def checksum(value: dict[str, Any]) -> str:
     """SHA-256 of embedded tables, whatever else the page carries beside them."""
     text = json.dumps({key: value[key] for key in _DATA}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _search(trials: dict[str, Any] | None) -> SearchTables | None:
+    """A search as far as a page needs it: what became of each net."""
+    if trials is None:
+        return None
+    nothing = pd.DataFrame()
+    return SearchTables(trials=_frame(trials), runs=nothing, epochs=nothing)
+
+
+def _frame_value(frame: pd.DataFrame) -> dict[str, Any]:
+    return {
+        "values": page.frame_values(frame),
+        "dtypes": {key: str(dtype) for key, dtype in frame.dtypes.items()},
+    }
 
 
 def _frame(value: dict[str, Any]) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from resnext_ablate import (
     image_tests,
     paper,
     report_page,
+    search_report,
     stats,
     verdicts,
 )
@@ -145,6 +146,7 @@ def evidence_of(tables: StudyTables) -> Evidence:
             paper=rows,
         ),
         findings=(
+            *search_report.of_search(tables.search),
             *findings.of_pairs(comparisons[~to_reference]),
             *findings.of_effects(effects),
             *findings.of_images(images, against),

@@ -64,7 +64,14 @@ def report_on(folder: Path, *, as_json: bool) -> None:
     tables = read_tables(folder)
     write_tables(tables, folder)
     files = write_report(tables, folder=folder)
-    terminal.print_answer(answers.of_report(tables.study, files), as_json=as_json)
+    answer = answers.of_report(tables.study, files)
+    if tables.search is None:
+        terminal.print_answer(answer, as_json=as_json)
+        return
+    from resnext_ablate import search_answers
+
+    found = search_answers.of_search(tables.search)
+    terminal.print_answers(found, answer, key="search", as_json=as_json)
 
 
 def verify(

@@ -264,8 +264,7 @@ class Schedule:
     ) -> None:
         self._on_progress(
             Progress(
-                num_planned=len(self._plan.cells)
-                + (self._grower.num_to_come if self._grower else 0),
+                num_planned=len(self._plan.cells) + self._num_to_come(),
                 num_pruned=self._states["pruned"],
                 num_complete=self._states["complete"],
                 num_failed=self._states["failed"] + self._states["diverged"],
@@ -284,6 +283,9 @@ class Schedule:
             )
         )
 
+    def _num_to_come(self) -> int:
+        return self._grower.num_to_come if self._grower else 0
+
     def _eta_s(self) -> float | None:
         if not self._epoch_seconds:
             return None
@@ -291,6 +293,7 @@ class Schedule:
         overall = fmean(means.values())
         epochs = self._config.train.epochs
         left = sum(epochs * means.get(cell.variant, overall) for cell in self._todo)
+        left += epochs * overall * self._num_to_come()
         for attempt in self._attempts.values():
             each = means.get(attempt.cell.variant, overall)
             left += (epochs - attempt.epoch) * each

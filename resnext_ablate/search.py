@@ -129,13 +129,24 @@ def suggest(search: SearchSpace, trial: optuna.Trial) -> tuple[ResNeXtSpec, int]
     }
     for spec, image_size in _nets_from(search, quantiles):
         if (spec.name, image_size) not in had:
-            trial.set_user_attr(_NET, spec.name)
-            trial.set_user_attr(_IMAGE_SIZE, image_size)
+            attributes = net_attributes(spec.name, image_size=image_size)
+            for key, value in attributes.items():
+                trial.set_user_attr(key, value)
             return spec, image_size
     raise InputError(
         f"the study has had all {search.feasible.count:,} nets that fit; widen a "
         "window or an axis to search on."
     )
+
+
+def net_attributes(name: str, *, image_size: int) -> dict[str, str | int]:
+    """The attributes by which a trial has a net; it has it with the last of them."""
+    return {_IMAGE_SIZE: image_size, _NET: name}
+
+
+def has_net(trial: FrozenTrial) -> bool:
+    """Whether a trial was given a net."""
+    return _NET in trial.user_attrs
 
 
 def net_of(trial: FrozenTrial) -> tuple[ResNeXtSpec, int]:

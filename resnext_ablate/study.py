@@ -19,6 +19,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import FrameType
 
+import optuna
 import torch
 
 from resnext_ablate import (
@@ -34,8 +35,9 @@ from resnext_ablate import (
 )
 from resnext_ablate.certificate import DeviceCosts
 from resnext_ablate.config import StudyConfig, differences, load_study
-from resnext_ablate.records import Cell, Plan
+from resnext_ablate.records import Cell, NetRecord, Plan
 from resnext_ablate.schedule import Progress, Schedule
+from resnext_ablate.search_plan import SearchPlan, space_of
 from resnext_ablate.spec import InputError, spec_from_dict
 
 # What may differ from the study file of earlier results: these add runs, or do not
@@ -51,6 +53,13 @@ _MAY_CHANGE = (
     "run.seeds",
     "run.executors",
     "run.max_attempts",
+)
+# More trials go on with a search; other seeds or tolerances would be another one.
+_MAY_CHANGE_IN_SEARCH = (
+    *(key for key in _MAY_CHANGE if key not in ("run.seeds", "net.tolerance_pct")),
+    "search.num_trials",
+    "search.confirm_top",
+    "search.confirm_seeds",
 )
 
 
@@ -138,18 +147,26 @@ def prepare(
         device=torch.device(devices[0]),
     )
     config = config.model_copy(update={"train": train})
-    cells = tuple(
-        Cell(records.cell_id(spec_from_dict(net.spec), seed), net.variant, seed)
-        for seed in config.run.seed_list()
-        for net in planned.nets
-    )
     provenance = (
         old_plan.provenance
         if old_plan
         else _provenance(config, info=info, command=command)
     )
+    cells = _first_cells(config, planned.nets)
     plan = Plan(nets=planned.nets, cells=cells, provenance=provenance)
     return PreparedStudy(config, plan, prepared, devices, planned.costs)
+
+
+def _first_cells(config: StudyConfig, nets: tuple[NetRecord, ...]) -> tuple[Cell, ...]:
+    """The cells known from the start: all of an ablation, none of a search."""
+    if config.kind == "search":
+        space_of(config, reference=nets[0])  # Refuses what cannot run.
+        return ()
+    return tuple(
+        Cell(records.cell_id(spec_from_dict(net.spec), seed), net.variant, seed)
+        for seed in config.run.seed_list()
+        for net in nets
+    )
 
 
 def run_study(
@@ -192,26 +209,47 @@ def run_study(
         if retry_failed:
             _forget_failures(plan, folder)
         trials.reconcile(optuna_study, plan=plan, folder=folder)
+        grower = _grower(prepared, plan, folder=folder, runs=optuna_study)
         schedule = Schedule(
             optuna_study,
             config=prepared.config,
-            plan=plan,
+            plan=grower.plan if grower else plan,
             folder=folder,
             data_folder=prepared.data.folder,
             devices=prepared.devices,
             on_progress=on_progress or (lambda progress: None),
+            grower=grower,
         )
         with _caught_signals() as caught:
             schedule.run(should_stop=lambda: bool(caught))
-        runs = records.read_runs(folder, plan)
-        states = Counter(run.state for run in runs)
-        return Outcome(
-            folder=folder,
-            num_planned=len(plan.cells),
-            num_complete=states["complete"],
-            num_failed=states["failed"] + states["diverged"],
-            signal_number=caught[0] if caught else None,
-        )
+        return _outcome(folder, signal_number=caught[0] if caught else None)
+
+
+def _outcome(folder: Path, *, signal_number: int | None) -> Outcome:
+    plan = records.read_plan(folder)  # As far as it has grown.
+    states = Counter(run.state for run in records.read_runs(folder, plan))
+    return Outcome(
+        folder=folder,
+        num_planned=len(plan.cells),
+        num_complete=states["complete"],
+        num_failed=sum(states[state] for state in records.FAILURES),
+        signal_number=signal_number,
+    )
+
+
+def _grower(
+    prepared: PreparedStudy, plan: Plan, *, folder: Path, runs: optuna.Study
+) -> SearchPlan | None:
+    """What makes the plan of a search grow; an ablation's is whole."""
+    if prepared.config.kind != "search":
+        return None
+    return SearchPlan(
+        plan,
+        named=[net.variant for net in prepared.plan.nets],
+        config=prepared.config,
+        folder=folder,
+        runs=runs,
+    )
 
 
 def measure_nets(
@@ -262,11 +300,14 @@ def _resolve(
     )
     assert isinstance(run.executors, int)
     devices = tuple(found[index % len(found)] for index in range(run.executors))
-    return config.model_copy(update={"run": run, "train": train}), devices
+    search = config.search and config.search.resolved(epochs=train.epochs)
+    parts = {"run": run, "train": train, "search": search}
+    return config.model_copy(update=parts), devices
 
 
 def _check_comparable(old: StudyConfig, new: StudyConfig) -> None:
-    changed = "\n  ".join(differences(old, new, may_change=_MAY_CHANGE))
+    free = _MAY_CHANGE if new.kind == "ablation" else _MAY_CHANGE_IN_SEARCH
+    changed = "\n  ".join(differences(old, new, may_change=free))
     if changed:
         raise InputError(
             f"study {new.name} has results of other settings; its runs would not be "
@@ -372,12 +413,15 @@ def _with_kept_runs(plan: Plan, earlier: Earlier | None, *, folder: Path) -> Pla
     kept = tuple(
         cell
         for cell in old.cells
-        if cell.id not in planned and records.read_run(folder, cell.id)
+        if cell.id not in planned and (old.trials or records.read_run(folder, cell.id))
     )
     names = {net.variant for net in plan.nets}
-    nets = {cell.variant: old.net(cell.variant) for cell in kept}
+    owners: tuple[Cell | records.Trial, ...] = (*old.trials, *kept)
+    nets = {one.variant: old.net(one.variant) for one in owners}
     extra = tuple(net for variant, net in nets.items() if variant not in names)
-    return replace(plan, nets=plan.nets + extra, cells=plan.cells + kept)
+    return replace(
+        plan, nets=plan.nets + extra, cells=plan.cells + kept, trials=old.trials
+    )
 
 
 def _forget_failures(plan: Plan, folder: Path) -> None:

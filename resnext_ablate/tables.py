@@ -15,6 +15,7 @@ import pandas as pd
 
 from resnext_ablate.certificate import DeviceCosts, NetCost, read_costs
 from resnext_ablate.config import StudyConfig, load_study
+from resnext_ablate.outcomes import chosen, trial_outcomes
 from resnext_ablate.records import (
     STUDY_FILE,
     EpochRecord,
@@ -28,8 +29,23 @@ from resnext_ablate.spec import spec_from_dict
 
 
 @dataclass(frozen=True)
+class SearchTables:
+    """What a search tried, apart from the runs that confirm its best nets."""
+
+    trials: pd.DataFrame
+    """One row per net tried, in their order."""
+    runs: pd.DataFrame
+    """One row per finished run, pruned ones included."""
+    epochs: pd.DataFrame
+
+
+@dataclass(frozen=True)
 class StudyTables:
-    """A study as tables; only finished runs appear."""
+    """A study as tables; only finished runs appear.
+
+    Those of a search are the runs that confirm: its best nets with fresh seeds, beside
+    the nets that they are compared with.
+    """
 
     study: str
     config: StudyConfig
@@ -43,6 +59,7 @@ class StudyTables:
     """Runs in the plan."""
     correct: Mapping[str, Mapping[int, npt.NDArray[np.bool_]]]
     """(N,) by variant and seed: which test images a complete run gets right."""
+    search: SearchTables | None = None
 
 
 def read_tables(folder: Path) -> StudyTables:
@@ -54,6 +71,12 @@ def read_tables(folder: Path) -> StudyTables:
     plan = read_plan(folder)
     config = load_study(folder / STUDY_FILE)
     runs = read_runs(folder, plan)
+    search = None
+    if config.kind == "search":
+        search = _search_tables(config, plan, runs)
+        plan = _confirming(plan, seeds=config.confirm_seeds())
+        planned = {cell.id for cell in plan.cells}
+        runs = tuple(run for run in runs if run.cell in planned)
     return StudyTables(
         study=config.name,
         config=config,
@@ -63,7 +86,18 @@ def read_tables(folder: Path) -> StudyTables:
         epochs=_epochs_frame(config.name, runs),
         num_planned=len(plan.cells),
         correct=_correct(runs, counts=plan.provenance.get("data_counts", "")),
+        search=search,
     )
+
+
+def _confirming(plan: Plan, *, seeds: Sequence[int]) -> Plan:
+    """The part of a search's plan that runs with fresh seeds."""
+    cells = tuple(cell for cell in plan.cells if cell.seed in seeds)
+    variants = {cell.variant for cell in cells}
+    nets = tuple(
+        net for net in plan.nets if net.variant in variants or net.is_reference
+    )
+    return dataclasses.replace(plan, nets=nets, cells=cells, trials=())
 
 
 def write_table(frame: pd.DataFrame, stem: Path, *, provenance: dict[str, str]) -> None:
@@ -81,8 +115,53 @@ def write_table(frame: pd.DataFrame, stem: Path, *, provenance: dict[str, str]) 
 
 def write_tables(tables: StudyTables, folder: Path) -> None:
     """Writes the `runs` and `epochs` tables as CSV and Parquet."""
-    write_table(tables.runs, folder / "runs", provenance=tables.provenance)
-    write_table(tables.epochs, folder / "epochs", provenance=tables.provenance)
+    runs, epochs, search = tables.runs, tables.epochs, tables.search
+    if search is not None:
+        write_table(search.trials, folder / "search", provenance=tables.provenance)
+        runs = pd.concat([search.runs, runs], ignore_index=True)
+        epochs = pd.concat([search.epochs, epochs], ignore_index=True)
+    write_table(runs, folder / "runs", provenance=tables.provenance)
+    write_table(epochs, folder / "epochs", provenance=tables.provenance)
+
+
+_TRIAL_COLUMNS = ["trial", "variant", "state", "rank", "val_error_pct"]
+
+
+def _search_tables(
+    config: StudyConfig, plan: Plan, runs: Sequence[RunRecord]
+) -> SearchTables:
+    assert config.search is not None
+    seeds = config.run.seed_list()
+    outcomes = trial_outcomes(plan, runs, seeds=seeds)
+    count = config.search.confirm_top
+    best = chosen(outcomes, count=count, also_minimize=config.search.also_minimize)
+    ranks = {one.trial.number: rank for rank, one in enumerate(best, start=1)}
+    rows = [
+        {
+            "trial": one.trial.number,
+            "variant": one.net.variant,
+            "state": one.state,
+            "rank": ranks.get(one.trial.number),
+            "val_error_pct": one.val_error_pct,
+            "seeds": len(one.runs),
+            "epochs": sum(len(run.epochs) for run in one.runs),
+            "pruned_at": one.trial.pruned_at,
+            "is_audited": one.trial.is_audited,
+            "step_time_ms": one.step_time_ms,
+            "macs": one.net.macs,
+            "params": one.net.params,
+            "activations": one.net.activations,
+            "macs_error_pct": one.net.macs_error_pct,
+            **{f"param_{name}": value for name, value in one.trial.params.items()},
+        }
+        for one in outcomes
+    ]
+    own = [run for run in runs if run.seed in seeds]
+    return SearchTables(
+        trials=pd.DataFrame(rows) if rows else pd.DataFrame(columns=_TRIAL_COLUMNS),
+        runs=_runs_frame(config.name, plan, own),
+        epochs=_epochs_frame(config.name, own),
+    )
 
 
 def _correct(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
@@ -36,6 +37,17 @@ def print_answer(answer: Answer, *, as_json: bool) -> None:
         parts.append(answer.closing)
     # A heading stands apart from its table; a line apart from what it counts not.
     print(("\n\n" if answer.rows else "\n").join(parts))
+
+
+def print_answers(first: Answer, main: Answer, *, key: str, as_json: bool) -> None:
+    """Two answers on standard output, as JSON the first one below a key of the main."""
+    if as_json:
+        assert isinstance(main.value, dict)
+        main = replace(main, value={**main.value, key: first.value})
+    else:
+        print_answer(first, as_json=False)
+        print()
+    print_answer(main, as_json=as_json)
 
 
 def _table_text(answer: Answer) -> str:
@@ -103,6 +115,8 @@ def _finished_line(progress: Progress) -> str:
     assert run is not None
     done = progress.num_complete + progress.num_pruned + progress.num_failed
     place = f"[{done}/{progress.num_planned}] {run.variant} seed {run.seed}"
+    if run.state == "pruned":
+        return f"{place}: {run.reason}"
     if run.state != "complete":
         return f"{place}: {run.state}: {run.reason}"
     return (

@@ -79,6 +79,16 @@ def measuring_setup(config: StudyConfig, *, image_size: int, device: str) -> Set
     )
 
 
+def found_net(spec: ResNeXtSpec, *, reference: NetRecord) -> NetRecord:
+    """The record of a net that a search has found, beside its reference."""
+    one = certify(
+        spec,
+        reference=spec_from_dict(reference.spec),
+        image_size=reference.image_size,
+    )
+    return _net_record(one, label=spec.name, is_reference=False)
+
+
 def _specs(
     config: StudyConfig,
     *,

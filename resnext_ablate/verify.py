@@ -318,6 +318,9 @@ def _compare_files(inside: StudyTables, files: StudyTables) -> Iterator[Finding]
         yield from _compare_frames(
             getattr(inside, name), getattr(files, name), name=name, keys=keys
         )
+    if inside.search is not None and files.search is not None:
+        here, there = inside.search.trials, files.search.trials
+        yield from _compare_frames(here, there, name="trials", keys=["variant"])
 
 
 def _packed_bits(tables: StudyTables) -> Any:

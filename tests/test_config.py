@@ -244,3 +244,83 @@ def test_key_lines_skip_values_that_look_like_keys(tmp_path: Path) -> None:
     """The line of a key is that of its assignment, in its own table."""
     text = '[a]\nx = "y = 1"\n# x = 2\n[b.c]\nx = 3\n'
     assert dict(complaints.key_lines(text)) == {"a": 1, "a.x": 2, "b.c": 4, "b.c.x": 5}
+
+
+SEARCH = """\
+name = "hunt"
+kind = "search"
+
+[net]
+template = "resnet11-t16"
+
+[search]
+axes = ["width=1..9"]
+num_trials = 4
+
+[data]
+name = "digits"
+
+[train]
+epochs = 9
+"""
+
+
+def test_options_of_sampler_and_pruner_are_pinned(tmp_path: Path) -> None:
+    """The resolved file has every option that counts, and none that does not."""
+    search = load(tmp_path, SEARCH).search
+    assert search is not None
+    assert (search.startup_trials, search.multivariate) == (10, True)
+    assert (search.reduction_factor, search.prune_after_trials) == (3, None)
+    text = load(tmp_path, SEARCH).to_toml()
+    assert "constant_liar = true" in text
+    assert "population_size" not in text
+
+
+def test_rungs_are_settled_by_thirds(tmp_path: Path) -> None:
+    """9 epochs by thirds are compared after 3 and 1; given rungs stay."""
+    search = load(tmp_path, SEARCH).search
+    assert search is not None
+    assert search.resolved(epochs=9).rungs == (1.0, 3.0)
+    assert search.resolved(epochs=30).rungs == (1.0, 3.0, 10.0)
+    given_rungs = load(tmp_path, SEARCH, "search.rungs=[2.5]").search
+    assert given_rungs is not None
+    assert given_rungs.resolved(epochs=9).rungs == (2.5,)
+
+
+def test_confirming_seeds_are_fresh(tmp_path: Path) -> None:
+    """No seed of the search is among those that confirm."""
+    study = load(tmp_path, SEARCH, "run.seeds=[0, 7]", "search.confirm_seeds=3")
+    assert study.confirm_seeds() == (8, 9, 10)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["kind=ablation"], '[search] needs kind = "search"'),
+        (["search.samplr=tpe"], "unknown key 'samplr' in [search] (did you mean 'samp"),
+        (["search.sampler=tp"], "must be 'tpe', 'gp', 'qmc', 'random' or 'nsga2'"),
+        (["search.axes=[]"], "search.axes: "),
+        (["search.population_size=4"], 'population_size is an option of sampler = "ns'),
+        (["search.p_threshold=0.1"], 'p_threshold is an option of pruner = "wilcoxon"'),
+        (["search.sampler=nsga2"], "weighs two aims"),
+        (["search.also_minimize=params"], 'needs pruner = "none"'),
+        (["search.rungs=[3, 1]"], "rungs must rise"),
+        (["search.rungs=[9]"], "search.rungs must lie below train.epochs = 9"),
+        (["search.rung_unit=seconds"], "needs rungs = [...], in seconds"),
+        (["train.epochs=2"], "needs rungs, or train.epochs of 3 or more"),
+        (["search.pruner=wilcoxon"], "needs run.seeds of 5 or more"),
+        (["search.pruner=none", "search.rungs=[1]"], 'pruner = "none" has no rungs'),
+    ],
+)
+def test_searches_that_cannot_be_are_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    """An option without a use, or a pruner that could never prune, is a message."""
+    assert message in refusal(tmp_path, SEARCH, *overrides)
+
+
+def test_search_needs_its_part(tmp_path: Path) -> None:
+    """The kind alone does not say what to search."""
+    assert "needs a [search] part" in refusal(
+        tmp_path, MINIMAL + "\n[run]\nseeds = 2\n", "kind=search"
+    )
