@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
     from resnext_ablate.interop import Exported
     from resnext_ablate.model import FvcoreCount
+    from resnext_ablate.progress import RunningRun
     from resnext_ablate.records import Plan, RunRecord
     from resnext_ablate.report import ReportFiles
     from resnext_ablate.space import Space, Window
     from resnext_ablate.study import PreparedStudy
-    from resnext_ablate.trials import RunningRun
 
 
 @dataclass(frozen=True, kw_only=True)

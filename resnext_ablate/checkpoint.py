@@ -13,7 +13,6 @@ import dataclasses
 import hashlib
 import io
 import logging
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -135,11 +134,6 @@ class Keeper:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("[0-9]*.pt"), reverse=True)
-
-
-def remove_all(folder: Path) -> None:
-    """Removes the checkpoints of a run that is over."""
-    shutil.rmtree(folder, ignore_errors=True)
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

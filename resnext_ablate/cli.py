@@ -113,21 +113,30 @@ def run(
     config = load_study(study, overrides=overrides or ())
     terminal.talk(f"study {config.name}: {config.question}")
     from resnext_ablate.execution import ExecutorError
+    from resnext_ablate.guards import StudyHaltedError
     from resnext_ablate.study import run_study
+
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
     try:
         with terminal.RunProgress() as progress:
             outcome = run_study(
                 config,
                 results=results,
-                command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+                command=command,
                 retry_failed=retry_failed,
                 on_data=terminal.DataProgress(),
                 on_progress=progress,
             )
-    except ExecutorError as error:
+    except (ExecutorError, StudyHaltedError) as error:
         terminal.talk(f"error: {error}")
         raise typer.Exit(1) from None
+    if outcome.signal_number is not None:
+        terminal.talk(
+            f"interrupted: {outcome.num_complete} of {outcome.num_planned} runs are "
+            f"done; the same command goes on from there: {command}"
+        )
+        raise typer.Exit(128 + outcome.signal_number)
     results_commands.report_on(outcome.folder, as_json=as_json)
     _close(outcome)
 
@@ -140,13 +149,7 @@ app.command()(results_commands.export)
 
 
 def _close(outcome: Outcome) -> None:
-    """What is left to do after a study that was cut off or has failures."""
-    if outcome.signal_number is not None:
-        terminal.talk(
-            f"interrupted: {outcome.num_complete} of {outcome.num_planned} runs are "
-            "done; the same command goes on from there"
-        )
-        raise typer.Exit(128 + outcome.signal_number)
+    """What is left to do after a study that has failures."""
     if outcome.num_failed:
         terminal.talk(
             f"{outcome.num_failed} of {outcome.num_planned} runs failed: "

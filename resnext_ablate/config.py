@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import tomllib
+import urllib.parse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -194,7 +195,31 @@ class RunConfig(_Part):
     deterministic: bool = True
     """The same seed gives the same numbers on the same hardware."""
     max_attempts: int = Field(default=3, ge=1)
-    """How often a run is tried whose executor dies."""
+    """How often a run is tried that ends for the same cause: its executor dies, hangs
+    or is terminated, or memory runs out (each time in half as large micro-batches)."""
+    checkpoint_every_s: float = Field(default=60.0, gt=0)
+    """Seconds after which a run is saved in mid-epoch; epochs' ends come sooner."""
+    lease_s: float = Field(default=300.0, gt=0)
+    """Seconds without a step after which an executor counts as hung and is killed."""
+    storage: str = "sqlite"
+    """Where Optuna's trials go: a file in the results, or a database by its URL,
+    postgresql://USER@HOST:PORT/DATABASE. Its password comes from PGPASSWORD or from
+    ~/.pgpass, and never from here."""
+
+    @field_validator("storage")
+    @classmethod
+    def _storage_is_known_and_holds_no_secret(cls, value: str) -> str:
+        url = urllib.parse.urlsplit(value)
+        if value != "sqlite" and (url.scheme != "postgresql" or not url.hostname):
+            raise ValueError(
+                'must be "sqlite" or "postgresql://USER@HOST:PORT/DATABASE"'
+            )
+        if url.password is not None or "password" in url.query.lower():
+            # The study file is copied into the results, the command line too.
+            raise ValueError(
+                "must not hold a password: set it in PGPASSWORD or in ~/.pgpass"
+            )
+        return value
 
     @field_validator("seeds", mode="before")
     @classmethod

@@ -222,6 +222,14 @@ def train_batches(
         yield Batch(augmented, labels[order[part]])
 
 
+def parts_of(batch: Batch, *, count: int) -> tuple[Batch, ...]:
+    """A batch in parts of nearly equal size, in order."""
+    if count == 1:
+        return (batch,)
+    images, labels = (t.tensor_split(count) for t in (batch.images, batch.labels))
+    return tuple(map(Batch, images, labels))
+
+
 def eval_batches(
     split: Split, *, mean: Tensor, std: Tensor, batch_size: int
 ) -> Iterator[Batch]:

@@ -1,8 +1,7 @@
-"""Where runs execute: child processes that train and never touch Optuna.
+"""Where runs execute: executors as child processes, their jobs and their messages.
 
 An executor reads one job per line of JSON from standard input and answers with one
-message per line on standard output. It writes a run's file itself, before it says so.
-When its standard input closes, its scheduler is gone, and it ends at once.
+message per line on standard output; `executor` is its side. None touches Optuna.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import contextlib
 import dataclasses
 import fcntl
 import json
-import logging
 import os
 import queue
 import signal
@@ -19,27 +17,35 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import Any, Literal, Self
 
-import torch
-
-from resnext_ablate import data, records, training
-from resnext_ablate.config import StudyConfig
+from resnext_ablate import records
 from resnext_ablate.hardware import TRAINING_ENVIRONMENT
-from resnext_ablate.records import EpochRecord, RunRecord
-from resnext_ablate.spec import spec_from_dict
+from resnext_ablate.records import EpochRecord
 
 LOCK_FILE = ".executors.lock"
 
-_logger = logging.getLogger(__name__)
+_PROGRAM = "resnext_ablate.executor"
 
 
 class ExecutorError(RuntimeError):
     """Executors cannot be started, or do not end."""
+
+
+Event = Literal[
+    "ready",
+    "alive",  # between two steps, about once a second
+    "epoch",
+    "waiting",  # for word whether to go on
+    "finished",  # the run has its file
+    "stopped",  # the run was saved where it was
+    "out_of_memory",
+    "disk_full",
+    "died",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +63,9 @@ class Job:
     study_folder: str
     device: str
     environment: dict[str, str]
+    attempt: int
+    """From 1, over all attempts at the cell."""
+    num_micro_batches: int
     wait_after: tuple[int, ...] = ()
     """Epochs after which the executor waits for word whether to go on."""
 
@@ -66,12 +75,17 @@ class Message:
     """What an executor says, or what is said of it when it has died."""
 
     executor: int
-    event: Literal["ready", "epoch", "waiting", "finished", "died"]
+    event: Event
     cell: str | None = None
+    attempt: int | None = None
     epoch: EpochRecord | None = None
     epochs: tuple[EpochRecord, ...] = ()
     """All epochs of the run so far, where it waits for word."""
     reason: str = ""
+    by_signal: bool = False
+    """Whether a signal killed it."""
+    versions: dict[str, str] | None = None
+    """What a ready executor runs."""
 
 
 class Executors:
@@ -97,7 +111,7 @@ class Executors:
         log_folder.mkdir(exist_ok=True)
         with (log_folder / f"executor-{index}.log").open("a", encoding="utf-8") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(self._folder / LOCK_FILE)],
+                [sys.executable, "-m", _PROGRAM, str(self._folder / LOCK_FILE)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -119,6 +133,18 @@ class Executors:
     def give_word(self, index: int, *, stop_reason: str) -> None:
         """Lets a waiting executor go on, or end its run as pruned for a reason."""
         self._write(index, {"stop_reason": stop_reason})
+
+    def stop(self) -> None:
+        """Asks all executors to save their runs and hand them back."""
+        for index, process in enumerate(self._processes):
+            if process is not None:
+                self._write(index, {"stop": True})
+
+    def kill(self, index: int) -> None:
+        """Ends an executor that gives no sign of life; its death is told as any."""
+        process = self._processes[index]
+        if process is not None:
+            process.kill()
 
     def next_message(self, *, timeout_s: float) -> Message | None:
         """The next message of any executor; None when none came in time."""
@@ -151,6 +177,25 @@ class Executors:
         self._processes[index] = None
 
 
+def refuse_other_versions(theirs: Mapping[str, str]) -> None:
+    """Checks what a ready executor runs, as the package may change under a study.
+
+    Raises:
+        ExecutorError: it does not run what this process runs.
+    """
+    own = records.running_versions()
+    other = ", ".join(
+        f"{name} {theirs.get(name)} in place of {version}"
+        for name, version in own.items()
+        if theirs.get(name) != version
+    )
+    if other:
+        raise ExecutorError(
+            f"an executor runs {other}: its runs would not compare with the others. "
+            "The same command goes on with what is installed now."
+        )
+
+
 def wait_for_executors(study_folder: Path, *, timeout_s: float = 30.0) -> bool:
     """Waits until no executor of an earlier scheduler lives; False when one stays."""
     deadline = time.monotonic() + timeout_s
@@ -163,94 +208,6 @@ def wait_for_executors(study_folder: Path, *, timeout_s: float = 30.0) -> bool:
                 if time.monotonic() > deadline:
                     return False
                 time.sleep(0.05)
-
-
-def _begun(job: Job, *, config: StudyConfig, data_checksum: str) -> RunRecord:
-    """A run's record as it begins; should it never be heard of again, it failed."""
-    return RunRecord(
-        cell=job.cell,
-        variant=job.variant,
-        seed=job.seed,
-        state="failed",
-        reason="",
-        device=job.device,
-        precision=config.train.precision,
-        data_checksum=data_checksum,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment=job.environment,
-    )
-
-
-class _Pruned(Exception):
-    """The scheduler's word was to stop; the text says why."""
-
-
-def execute(
-    job: Job,
-    *,
-    dataset: data.Dataset,
-    on_epoch: Callable[[EpochRecord], None],
-    word: Callable[[Sequence[EpochRecord]], str],
-) -> RunRecord:
-    """Trains one job to its end, whatever the end is.
-
-    Args:
-        job: the run.
-        dataset: on the job's device.
-        on_epoch: told each epoch.
-        word: asked after each of `job.wait_after`, with the epochs so far, whether to
-            stop; the answer is why, or empty.
-    """
-    config = StudyConfig.model_validate_json(job.config)
-    begun = _begun(job, config=config, data_checksum=dataset.info.checksum)
-    epochs: list[EpochRecord] = []
-
-    def keep(epoch: EpochRecord) -> None:
-        epochs.append(epoch)
-        on_epoch(epoch)
-        if epoch.epoch in job.wait_after and (reason := word(epochs)):
-            raise _Pruned(reason)
-
-    def ended(state: records.RunState, reason: str) -> RunRecord:
-        """The run as far as it came."""
-        return dataclasses.replace(
-            begun, state=state, reason=reason, epochs=tuple(epochs)
-        )
-
-    try:
-        result = training.train(
-            spec_from_dict(job.spec),
-            config=config.train,
-            data_config=config.data,
-            dataset=dataset,
-            seed=job.seed,
-            device=torch.device(job.device),
-            deterministic=config.run.deterministic,
-            on_epoch=keep,
-        )
-    except _Pruned as pruned:
-        return ended("pruned", str(pruned))
-    except training.NonFiniteLossError as error:
-        return ended("diverged", str(error))
-    except Exception as error:
-        # One run's fault must not end the study; the log has the traceback.
-        _logger.exception("run %s of %s failed", job.cell, job.variant)
-        return ended("failed", f"{type(error).__name__}: {error}")
-    return _completed(ended("complete", ""), result)
-
-
-def _completed(run: RunRecord, result: training.RunResult) -> RunRecord:
-    return dataclasses.replace(
-        run,
-        test_loss=result.test_loss,
-        test_error_pct=result.test_error_pct,
-        correct_bits=records.pack_bits(result.correct),
-        train_time_s=result.train_time_s,
-        images_per_s=result.images_per_s,
-        peak_memory_mib=result.peak_memory_mib,
-        device=result.device,
-        precision=result.precision,
-    )
 
 
 def _listen(
@@ -267,75 +224,11 @@ def _listen(
             epochs = values.pop("epochs", ())
             values["epochs"] = tuple(EpochRecord(**epoch) for epoch in epochs)
             messages.put(Message(executor=index, **values))
-    messages.put(Message(executor=index, event="died", reason=_exit_reason(process)))
-
-
-def _exit_reason(process: subprocess.Popen[str]) -> str:
     code = process.wait()
     if code < 0:
-        return f"executor killed by {signal.Signals(-code).name}"
-    return f"executor exited with code {code}"
-
-
-class _Inbox:
-    """What arrives from the scheduler. The process ends with it, even in mid-run."""
-
-    def __init__(self, lines: IO[str]) -> None:
-        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
-        self._words: queue.SimpleQueue[str] = queue.SimpleQueue()
-        threading.Thread(target=self._read, args=(lines,), daemon=True).start()
-
-    def _read(self, lines: IO[str]) -> None:
-        for line in lines:
-            values = json.loads(line)
-            if job := values.get("job"):
-                self._jobs.put(Job(**job))
-            else:
-                self._words.put(values["stop_reason"])
-        os._exit(0)
-
-    def jobs(self) -> Iterator[Job]:
-        while True:
-            yield self._jobs.get()
-
-    def word(self) -> str:
-        return self._words.get()
-
-
-def _serve(lock_path: Path) -> None:
-    """An executor's life: jobs from standard input until it closes."""
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # Whatever prints must not garble the answers.
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-    torch.set_num_threads(1)
-
-    def say(event: str, **values: object) -> None:
-        answers.write(json.dumps({"event": event, **values}) + "\n")
-        answers.flush()
-
-    with lock_path.open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        say("ready")
-        held: tuple[tuple[str, str], data.Dataset] | None = None
-        inbox = _Inbox(sys.stdin)
-        for job in inbox.jobs():
-            key = (job.data_folder, job.device)
-            if held is None or held[0] != key:
-                folder, device = Path(job.data_folder), torch.device(job.device)
-                held = key, data.load(folder, device=device)
-
-            def on_epoch(epoch: EpochRecord, cell: str = job.cell) -> None:
-                say("epoch", cell=cell, epoch=dataclasses.asdict(epoch))
-
-            def word(epochs: Sequence[EpochRecord], cell: str = job.cell) -> str:
-                values = [dataclasses.asdict(epoch) for epoch in epochs]
-                say("waiting", cell=cell, epochs=values)
-                return inbox.word()
-
-            record = execute(job, dataset=held[1], on_epoch=on_epoch, word=word)
-            records.write_run(record, Path(job.study_folder))
-            say("finished", cell=job.cell)
-
-
-if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+        reason = f"executor killed by {signal.Signals(-code).name}"
+    else:
+        reason = f"executor exited with code {code}"
+    messages.put(
+        Message(executor=index, event="died", reason=reason, by_signal=code < 0)
+    )

@@ -143,7 +143,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     # torch has no type of its own for the host's memory.
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(
+        text in str(error) for text in ("allocate memory", "bad_alloc")
+    )
 
 
 def _probe_s(precision: Precision) -> float:

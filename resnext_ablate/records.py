@@ -8,15 +8,20 @@ truth about results) and the tables and report derived from those.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +36,11 @@ SCHEMA_VERSION = 1
 STUDY_FILE = "study.toml"
 PLAN_FILE = "plan.json"
 RUNS_FOLDER = "runs"
+CHECKPOINTS_FOLDER = "checkpoints"
 LOCK_FILE = ".scheduler.lock"
+
+_HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}")
+"""Names that `tempfile` makes of those of our files."""
 
 RunState = Literal["complete", "pruned", "diverged", "failed"]
 FAILURES: tuple[RunState, ...] = ("diverged", "failed")
@@ -136,6 +145,9 @@ class RunRecord:
     """UTC, ISO 8601."""
     environment: dict[str, str]
     epochs: tuple[EpochRecord, ...] = ()
+    num_micro_batches: int = 1
+    """Parts of each batch whose gradients add up, where memory was short. Batch
+    normalisation then sees parts, so that such runs do not compare with whole ones."""
     test_loss: float | None = None
     test_error_pct: float | None = None
     correct_bits: str = ""
@@ -168,18 +180,39 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     Raises:
         OSError: it cannot be written; what stood there before still does.
     """
+    with _written_beside(path, content) as temporary:
+        temporary.replace(path)
+
+
+def create_atomically(path: Path, content: str | bytes) -> bool:
+    """Like `write_atomically`, but what stands there already stays: then False."""
+    with _written_beside(path, content) as temporary:
+        try:
+            path.hardlink_to(temporary)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.ENOTSUP) or path.exists():
+                raise
+            temporary.replace(path)  # A file system without hard links.
+        return True
+
+
+@contextlib.contextmanager
+def _written_beside(path: Path, content: str | bytes) -> Iterator[Path]:
+    """A file on disk in the same folder, which is brought to its place or goes."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        temporary.chmod(0o644)
+        yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -220,11 +253,35 @@ def run_path(folder: Path, cell: str) -> Path:
     return folder / RUNS_FOLDER / f"{cell}.json"
 
 
-def write_run(record: RunRecord, folder: Path) -> None:
+def write_run(record: RunRecord, folder: Path) -> bool:
+    """Writes a run's file. A cell's first result stays: a later one gives False."""
     values = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(record)}
     # NaN is no JSON; a loss that is not finite ends the run before it gets here.
     text = json.dumps(values, allow_nan=False)
-    write_atomically(run_path(folder, record.cell), text)
+    return create_atomically(run_path(folder, record.cell), text)
+
+
+def tidy(folder: Path, plan: Plan) -> dict[str, RunRecord]:
+    """Clears what killed processes left in a study's folder. None may be alive.
+
+    Halves of files go, and checkpoints of finished runs; a run file that cannot be read
+    is renamed, so that its cell can run again.
+
+    Returns:
+        The finished runs by their cells.
+    """
+    for path in folder.rglob(".*"):
+        if _HALF_WRITTEN.fullmatch(path.name):
+            path.unlink()
+    runs = {}
+    for cell in plan.cells:
+        run = read_run(folder, cell.id)
+        if run is not None:
+            runs[cell.id] = run
+            remove_checkpoints(folder, cell.id)
+        elif (path := run_path(folder, cell.id)).exists():
+            path.replace(path.with_name(f"{path.name}.damaged"))
+    return runs
 
 
 def read_run(folder: Path, cell: str) -> RunRecord | None:
@@ -243,6 +300,22 @@ def read_runs(folder: Path, plan: Plan) -> tuple[RunRecord, ...]:
     return tuple(record for record in records if record is not None)
 
 
+def checkpoint_folder(folder: Path, cell: str) -> Path:
+    return folder / CHECKPOINTS_FOLDER / cell
+
+
+def remove_checkpoints(folder: Path, cell: str) -> None:
+    """Removes the checkpoints of a run that is over."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(checkpoint_folder(folder, cell))
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written where it was to be."""
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+    return isinstance(error, OSError) and error.errno in full
+
+
 def environment() -> dict[str, str]:
     """Versions and git commit of what is about to run."""
     packages = ("torch", "torchvision", "optuna", "fvcore", "pandas", "plotly", "numpy")
@@ -257,6 +330,15 @@ def environment() -> dict[str, str]:
         "platform": f"{platform.system()} {platform.machine()}",
         "git_commit": commit,
         "git_dirty": dirty,
+    }
+
+
+def running_versions() -> dict[str, str]:
+    """Versions that must be equal in all processes of a study."""
+    return {
+        "package_version": __version__,
+        "torch_version": importlib.metadata.version("torch"),
+        "python_version": platform.python_version(),
     }
 
 

@@ -6,20 +6,23 @@ Imports that cost time stand inside the verb that needs them, so that `--help` i
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from resnext_ablate import answers, terminal
 from resnext_ablate.options import AsJson, Results, StudyName
-from resnext_ablate.spec import MissingExtraError
+from resnext_ablate.spec import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from resnext_ablate.progress import RunningRun
 
 
 def status(
     study: StudyName, results: Results = Path("results"), as_json: AsJson = False
 ) -> None:
     """How far a study is: runs done, under way and failed."""
-    from resnext_ablate import records, trials
+    from resnext_ablate import records
 
     folder = study_folder(study, results)
     plan = records.read_plan(folder)
@@ -29,9 +32,21 @@ def status(
         plan=plan,
         runs=records.read_runs(folder, plan),
         process=process,
-        running=trials.running(folder, name=folder.name) if process else (),
+        running=_running(folder) if process else (),
     )
     terminal.print_answer(answer, as_json=as_json)
+
+
+def _running(folder: Path) -> tuple[RunningRun, ...]:
+    from resnext_ablate import records, trials
+    from resnext_ablate.config import load_study
+
+    config = load_study(folder / records.STUDY_FILE)
+    try:
+        return trials.running(config.run.storage, folder=folder, name=config.name)
+    except InputError as error:
+        terminal.talk(f"what is under way cannot be told: {error}")
+        return ()
 
 
 def list_studies(results: Results = Path("results"), as_json: AsJson = False) -> None:

@@ -2,42 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import time
-from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from statistics import fmean
 from typing import Protocol
 
-import optuna
-
-from resnext_ablate import records, trials
+from resnext_ablate import attempts, records
+from resnext_ablate.attempts import AttemptRecord, Cause, Tally
 from resnext_ablate.config import StudyConfig
-from resnext_ablate.execution import ExecutorError, Executors, Job, Message
+from resnext_ablate.execution import (
+    ExecutorError,
+    Executors,
+    Job,
+    Message,
+    refuse_other_versions,
+)
+from resnext_ablate.progress import Pace, Progress, RunningRun
 from resnext_ablate.records import Cell, EpochRecord, Plan, RunRecord
-from resnext_ablate.trials import RunningRun
+from resnext_ablate.spec import InputError
+from resnext_ablate.trials import Ledger
 
 _MAX_FAILED_STARTS = 3
+_MAX_KILLED_STARTS = 20  # by signals, which say nothing about the next start
 _POLL_S = 0.25
-
-
-@dataclass(frozen=True, kw_only=True)
-class Progress:
-    """Where a study stands."""
-
-    num_planned: int
-    num_complete: int
-    num_failed: int
-    num_pruned: int
-    running: tuple[RunningRun, ...]
-    eta_s: float | None
-    """Seconds to the end by the epochs timed so far; None before the first."""
-    finished: RunRecord | None = None
-    """The run that has just ended."""
-    note: str = ""
-    """Something out of the ordinary, in a sentence."""
+_GRACE_S = 7.0
+"""For executors to save their runs in when the study is to stop."""
+_GOES_ON = "the same command goes on with it"
+_LAST_WORD_S = 60.0
+"""For a storage that does not answer, once all runs are done."""
+_PROGRESS_EVERY_S = 0.2
+_SMALLEST_MICRO_BATCH = 2  # Batch normalisation needs two values.
 
 
 @dataclass
@@ -45,10 +44,14 @@ class _Attempt:
     """A cell in the hands of an executor."""
 
     cell: Cell
+    number: int
     trial: int
     since: float
+    last_sign: float
+    num_micro_batches: int
     epoch: int = 0
     val_error_pct: float | None = None
+    is_hung: bool = False
 
 
 class Grower(Protocol):
@@ -80,17 +83,18 @@ class Schedule:
 
     def __init__(
         self,
-        study: optuna.Study,
+        ledger: Ledger,
         *,
         config: StudyConfig,
         plan: Plan,
+        runs: Mapping[str, RunRecord],
         folder: Path,
         data_folder: Path,
         devices: Sequence[str],
         on_progress: Callable[[Progress], None],
         grower: Grower | None = None,
     ) -> None:
-        self._study = study
+        self._ledger = ledger
         self._config = config
         self._config_json = config.model_dump_json()
         self._fixed_plan = plan
@@ -100,20 +104,28 @@ class Schedule:
         self._devices = devices
         self._on_progress = on_progress
         self._environment = records.environment()
-        runs = {run.cell: run for run in records.read_runs(folder, plan)}
         self._todo = deque(cell for cell in plan.cells if cell.id not in runs)
         self._states = Counter(run.state for run in runs.values())
+        self._tally = Tally(attempts.read_attempts(folder))
         self._attempts: dict[int, _Attempt] = {}
         self._idle: set[int] = set()
-        self._deaths: Counter[str] = Counter()
-        self._failed_starts = 0
-        self._epoch_seconds: defaultdict[str, list[float]] = defaultdict(list)
+        self._dead: set[int] = set()
+        self._starting: dict[int, float] = {}
+        self._failed_starts: Counter[bool] = Counter()
+        self._is_silent = False
+        self._progress_due = 0.0
+        self._pace = Pace(num_epochs=config.train.epochs)
 
     def run(self, *, should_stop: Callable[[], bool]) -> None:
         """Runs until nothing is left to do, or `should_stop` says so.
 
+        Asked to stop, it lets executors save their runs, within seconds.
+
         Raises:
-            ExecutorError: executors die before they can take a job.
+            ExecutorError: executors die before they can take a job, or run other
+                versions than this process.
+            OSError: nothing more can be written.
+            InputError: another process has taken over the storage.
         """
         if not self._has_work():
             return
@@ -121,14 +133,14 @@ class Schedule:
         if self._grower is None:
             count = min(count, len(self._todo))
         with Executors(count, study_folder=self._folder) as executors:
+            self._starting = dict.fromkeys(range(count), time.monotonic())
             try:
-                while not should_stop() and (self._has_work() or self._attempts):
-                    message = executors.next_message(timeout_s=_POLL_S)
-                    if message is None:
-                        self._tell_progress()
-                    else:
-                        self._handle(message, executors)
-                        self._hand_out(executors)
+                while not should_stop() and self._is_open():
+                    self._take(executors, timeout_s=_POLL_S)
+                    self._flush()
+                    self._hand_out(executors)
+                if self._attempts:
+                    self._hand_back(executors)
             finally:
                 executors.close()
                 self._release_attempts()
@@ -137,52 +149,132 @@ class Schedule:
     def _plan(self) -> Plan:
         return self._grower.plan if self._grower else self._fixed_plan
 
+    def _is_open(self) -> bool:
+        """Whether something is to be done, under way or still to be told."""
+        if self._has_work() or self._attempts:
+            return True
+        waits = self._ledger.num_waiting > 0
+        return waits and self._ledger.silent_s < _LAST_WORD_S
+
+    def _flush(self) -> None:
+        self._ledger.flush()
+        is_silent = self._ledger.silent_s > 0
+        if is_silent and not self._is_silent:
+            self._tell_progress(
+                note="the storage does not answer: runs go on, their results wait"
+            )
+        elif self._is_silent and not is_silent:
+            self._tell_progress(note="the storage answers again")
+        self._is_silent = is_silent
+
     def _has_work(self) -> bool:
         """Whether a cell is to be done; a search is asked for one where none is."""
         if not self._todo and self._grower:
             self._todo.extend(self._grower.next_cells())
         return bool(self._todo)
 
-    def _hand_out(self, executors: Executors) -> None:
-        """Gives idle executors what there is to do."""
-        while self._idle and self._has_work():
-            index = min(self._idle)
-            self._idle.remove(index)
-            executors.submit(index, self._claim(index))
-
-    def _handle(self, message: Message, executors: Executors) -> None:
-        index = message.executor
-        attempt = self._attempts.get(index)
-        if message.event == "ready":
-            self._failed_starts = 0
-            self._idle.add(index)
-        elif message.event == "epoch":
-            assert attempt is not None and message.epoch is not None
-            now = time.monotonic()
-            self._epoch_seconds[attempt.cell.variant].append(now - attempt.since)
-            attempt.since = now
-            attempt.epoch = message.epoch.epoch
-            attempt.val_error_pct = message.epoch.val_error_pct
-            trials.report(self._study, number=attempt.trial, epoch=message.epoch)
+    def _take(self, executors: Executors, *, timeout_s: float) -> None:
+        """Deals with the next message, or with silence."""
+        asked_at = time.monotonic()
+        message = executors.next_message(timeout_s=timeout_s)
+        now = time.monotonic()
+        if message is None:
+            self._end_hung(executors, now=now)
             self._tell_progress()
+            return
+        attempt = self._attempts.get(message.executor)
+        if attempt is not None:
+            attempt.last_sign = now
+        if now - asked_at > self._config.run.lease_s / 2:
+            # This process was stopped itself: silence in that time says nothing.
+            for other in self._attempts.values():
+                other.last_sign = now
+        self._handle(message, attempt, executors)
+
+    def _handle(
+        self, message: Message, attempt: _Attempt | None, executors: Executors
+    ) -> None:
+        index = message.executor
+        if message.event == "ready":
+            refuse_other_versions(message.versions or {})
+            self._failed_starts.clear()
+            self._starting.pop(index, None)
+            self._idle.add(index)
+            return
+        if message.event == "died":
+            self._idle.discard(index)
+            self._dead.add(index)
+            return self._bury(message)
+        if attempt is None or (message.cell, message.attempt) != (
+            attempt.cell.id,
+            attempt.number,
+        ):
+            return  # Late word of an attempt that is over.
+        if message.event == "epoch":
+            self._note_epoch(message, attempt)
         elif message.event == "waiting":
-            assert attempt is not None and self._grower is not None
+            assert self._grower is not None
             reason = self._grower.stop_reason(attempt.cell, message.epochs)
             executors.give_word(index, stop_reason=reason)
         elif message.event == "finished":
             self._settle(index)
             self._idle.add(index)
-        else:
-            self._bury(index, message.reason)
-            self._idle.discard(index)
-            if self._has_work() or self._grower:
-                executors.start(index)
+        elif message.event == "stopped":
+            self._lose(index, cause="terminated", reason=message.reason)
+        elif message.event == "out_of_memory":
+            self._lose(index, cause="out_of_memory", reason=message.reason)
+            self._idle.add(index)
+        elif message.event == "disk_full":
+            self._lose(index, cause="interrupted", reason=message.reason)
+            raise OSError(errno.ENOSPC, message.reason)
 
-    def _claim(self, index: int) -> Job:
-        cell = self._todo.popleft()
+    def _note_epoch(self, message: Message, attempt: _Attempt) -> None:
+        assert message.epoch is not None
+        seconds = attempt.last_sign - attempt.since
+        if seconds >= message.epoch.time_s:  # Else it came from a checkpoint.
+            self._pace.add(attempt.cell.variant, seconds=seconds)
+        attempt.since = attempt.last_sign
+        attempt.epoch = message.epoch.epoch
+        attempt.val_error_pct = message.epoch.val_error_pct
+        self._ledger.report(attempt.trial, epoch=message.epoch)
+        self._tell_progress()
+
+    def _hand_out(self, executors: Executors) -> None:
+        """Gives idle executors what there is to do, and replaces dead ones."""
+        while self._idle and self._has_work():
+            job = self._claim(min(self._idle))
+            if job is None:
+                break  # The storage does not answer.
+            index = min(self._idle)
+            self._idle.remove(index)
+            executors.submit(index, job)
+        while self._dead and (self._todo or self._grower):
+            index = self._dead.pop()
+            self._starting[index] = time.monotonic()
+            executors.start(index)
+
+    def _end_hung(self, executors: Executors, *, now: float) -> None:
+        lease_s = self._config.run.lease_s
+        for index, attempt in self._attempts.items():
+            if now - attempt.last_sign > lease_s:
+                attempt.is_hung = True
+                attempt.last_sign = now
+                executors.kill(index)
+        for index, since in self._starting.items():
+            if now - since > lease_s:
+                executors.kill(index)
+
+    def _claim(self, index: int) -> Job | None:
+        cell = self._todo[0]
         net = self._plan.net(cell.variant)
-        number = trials.claim(self._study, net=net, cell=cell)
-        self._attempts[index] = _Attempt(cell, number, since=time.monotonic())
+        number = self._tally.next_number(cell.id)
+        trial = self._ledger.claim(net=net, cell=cell, attempt=number)
+        if trial is None:
+            return None
+        self._todo.popleft()
+        now = time.monotonic()
+        parts = 2 ** self._tally.count(cell.id, cause="out_of_memory")
+        self._attempts[index] = _Attempt(cell, number, trial, now, now, parts)
         return Job(
             cell=cell.id,
             variant=cell.variant,
@@ -193,6 +285,8 @@ class Schedule:
             study_folder=str(self._folder),
             device=self._devices[index],
             environment=self._environment,
+            attempt=number,
+            num_micro_batches=parts,
             wait_after=self._grower.wait_after(cell) if self._grower else (),
         )
 
@@ -203,47 +297,101 @@ class Schedule:
         if run is None:
             return False
         del self._attempts[index]
-        trials.tell(self._study, number=attempt.trial, run=run)
+        self._ledger.tell(attempt.trial, run=run)
+        records.remove_checkpoints(self._folder, attempt.cell.id)
         self._states[run.state] += 1
         if self._grower:
             self._grower.settle(run)
         self._tell_progress(finished=run)
         return True
 
-    def _bury(self, index: int, reason: str) -> None:
+    def _bury(self, death: Message) -> None:
         """Deals with a dead executor: its cell is tried again, within bounds."""
-        if index not in self._attempts:
-            self._failed_starts += 1
-            if self._failed_starts >= _MAX_FAILED_STARTS:
-                log = self._folder / "logs" / f"executor-{index}.log"
-                raise ExecutorError(f"no executor starts: {reason}; see {log}.")
+        index, reason = death.executor, death.reason
+        attempt = self._attempts.get(index)
+        if attempt is None:
+            if self._starting.pop(index, None) is not None:
+                self._count_failed_start(death)
+        elif self._settle(index):
             return
-        if self._settle(index):
-            return
-        attempt = self._attempts[index]
-        cell = attempt.cell
-        self._deaths[cell.id] += 1
-        deaths, limit = self._deaths[cell.id], self._config.run.max_attempts
-        note = f"{cell.variant} seed {cell.seed}: {reason}"
-        if deaths < limit:
-            del self._attempts[index]
-            trials.tell_lost(self._study, number=attempt.trial, reason=reason)
-            self._todo.appendleft(cell)
-            self._tell_progress(note=f"{note}; trying again ({deaths} of {limit})")
+        elif attempt.is_hung:
+            silence = f"no step in {self._config.run.lease_s:g} s (run.lease_s)"
+            self._lose(index, cause="hung", reason=f"executor hung: {silence}")
         else:
-            records.write_run(
-                self._failed_run(attempt, f"{reason} (attempt {deaths} of {limit})"),
-                self._folder,
-            )
+            self._lose(index, cause="killed", reason=reason)
+
+    def _count_failed_start(self, death: Message) -> None:
+        self._failed_starts[death.by_signal] += 1
+        limit = _MAX_KILLED_STARTS if death.by_signal else _MAX_FAILED_STARTS
+        if self._failed_starts[death.by_signal] >= limit:
+            log = self._folder / "logs" / f"executor-{death.executor}.log"
+            raise ExecutorError(f"no executor starts: {death.reason}; see {log}.")
+
+    def _lose(self, index: int, *, cause: Cause, reason: str) -> None:
+        """Ends an attempt without a result: its cell is free again, or has failed."""
+        attempt = self._attempts[index]
+        cell, limit = attempt.cell, self._config.run.max_attempts
+        count = self._tally.count(cell.id, cause=cause) + 1
+        is_bounded = cause not in attempts.NOT_COUNTED
+        gave_up = is_bounded and (count >= limit or self._is_too_small(attempt, cause))
+        lost = AttemptRecord(
+            cell=cell.id,
+            variant=cell.variant,
+            seed=cell.seed,
+            number=attempt.number,
+            cause=cause,
+            reason=reason,
+            epoch=attempt.epoch,
+            ended_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            gave_up=gave_up,
+        )
+        attempts.write_attempt(lost, self._folder)
+        self._tally.add(lost)
+        if gave_up:
+            failed = self._failed_run(attempt, f"{reason} (attempt {count} of {limit})")
+            records.write_run(failed, self._folder)
             self._settle(index)
+            return
+        del self._attempts[index]
+        self._ledger.tell_lost(attempt.trial, reason=reason)
+        self._todo.appendleft(cell)
+        if is_bounded:
+            what = f"trying again ({count} of {limit})"
+            if cause == "out_of_memory":
+                parts = 2 * attempt.num_micro_batches
+                what += f", each batch in {parts} micro-batches"
+            place = f"{cell.variant} seed {cell.seed}"
+            self._tell_progress(note=f"{place}: {reason}; {what}")
+
+    def _is_too_small(self, attempt: _Attempt, cause: Cause) -> bool:
+        """Whether memory ran out with micro-batches that cannot be halved."""
+        parts = 2 * attempt.num_micro_batches
+        smallest = self._config.train.batch_size // parts
+        return cause == "out_of_memory" and smallest < _SMALLEST_MICRO_BATCH
+
+    def _hand_back(self, executors: Executors) -> None:
+        """Lets executors save what they are doing, as far as the time allows."""
+        executors.stop()
+        deadline = time.monotonic() + _GRACE_S
+        while self._attempts and (left := deadline - time.monotonic()) > 0:
+            message = executors.next_message(timeout_s=left)
+            if message is None:
+                return
+            attempt = self._attempts.get(message.executor)
+            if attempt is not None and message.event == "stopped":
+                reason = f"{message.reason}; {_GOES_ON}"
+                self._lose(message.executor, cause="interrupted", reason=reason)
+            elif attempt is not None:
+                self._handle(message, attempt, executors)
 
     def _release_attempts(self) -> None:
         """Ends the trials of runs that the scheduler's own end has cut off."""
-        for index, attempt in list(self._attempts.items()):
-            if not self._settle(index):
-                reason = "interrupted; the same command runs it again"
-                trials.tell_lost(self._study, number=attempt.trial, reason=reason)
-        self._attempts.clear()
+        for index in list(self._attempts):
+            # What cannot be written now is told when the study goes on.
+            with contextlib.suppress(OSError, InputError):
+                if not self._settle(index):
+                    reason = f"cut off; {_GOES_ON}"
+                    self._lose(index, cause="interrupted", reason=reason)
 
     def _failed_run(self, attempt: _Attempt, reason: str) -> RunRecord:
         return RunRecord(
@@ -257,44 +405,41 @@ class Schedule:
             data_checksum=self._plan.provenance["data_checksum"],
             started_at=datetime.now(UTC).isoformat(timespec="seconds"),
             environment=self._environment,
+            num_micro_batches=attempt.num_micro_batches,
         )
 
     def _tell_progress(
         self, *, finished: RunRecord | None = None, note: str = ""
     ) -> None:
+        now = time.monotonic()
+        if finished is None and not note and now < self._progress_due:
+            return
+        self._progress_due = now + _PROGRESS_EVERY_S
+        to_come = self._grower.num_to_come if self._grower else 0
+        running = tuple(
+            RunningRun(
+                variant=attempt.cell.variant,
+                seed=attempt.cell.seed,
+                epoch=attempt.epoch,
+                val_error_pct=attempt.val_error_pct,
+            )
+            for attempt in self._attempts.values()
+        )
+        eta_s = self._pace.eta_s(
+            todo=[cell.variant for cell in self._todo],
+            running=running,
+            num_to_come=to_come,
+            num_executors=len(self._devices),
+        )
         self._on_progress(
             Progress(
-                num_planned=len(self._plan.cells) + self._num_to_come(),
-                num_pruned=self._states["pruned"],
+                num_planned=len(self._plan.cells) + to_come,
                 num_complete=self._states["complete"],
                 num_failed=self._states["failed"] + self._states["diverged"],
-                running=tuple(
-                    RunningRun(
-                        variant=attempt.cell.variant,
-                        seed=attempt.cell.seed,
-                        epoch=attempt.epoch,
-                        val_error_pct=attempt.val_error_pct,
-                    )
-                    for attempt in self._attempts.values()
-                ),
-                eta_s=self._eta_s(),
+                num_pruned=self._states["pruned"],
+                running=running,
+                eta_s=eta_s,
                 finished=finished,
                 note=note,
             )
         )
-
-    def _num_to_come(self) -> int:
-        return self._grower.num_to_come if self._grower else 0
-
-    def _eta_s(self) -> float | None:
-        if not self._epoch_seconds:
-            return None
-        means = {variant: fmean(s) for variant, s in self._epoch_seconds.items()}
-        overall = fmean(means.values())
-        epochs = self._config.train.epochs
-        left = sum(epochs * means.get(cell.variant, overall) for cell in self._todo)
-        left += epochs * overall * self._num_to_come()
-        for attempt in self._attempts.values():
-            each = means.get(attempt.cell.variant, overall)
-            left += (epochs - attempt.epoch) * each
-        return left / max(1, min(len(self._devices), len(self._attempts) or 1))

@@ -7,17 +7,12 @@ command goes on after any end of an earlier one.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
-import os
-import signal
-import threading
+import secrets
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 
 import optuna
 import torch
@@ -27,16 +22,19 @@ from resnext_ablate import (
     certificate,
     data,
     execution,
+    guards,
     hardware,
     records,
+    storage,
     trials,
     tuning,
     variants,
 )
 from resnext_ablate.certificate import DeviceCosts
 from resnext_ablate.config import StudyConfig, differences, load_study
+from resnext_ablate.progress import Progress
 from resnext_ablate.records import Cell, NetRecord, Plan
-from resnext_ablate.schedule import Progress, Schedule
+from resnext_ablate.schedule import Schedule
 from resnext_ablate.search_plan import SearchPlan, space_of
 from resnext_ablate.spec import InputError, spec_from_dict
 
@@ -53,6 +51,9 @@ _MAY_CHANGE = (
     "run.seeds",
     "run.executors",
     "run.max_attempts",
+    "run.checkpoint_every_s",
+    "run.lease_s",
+    "run.storage",
 )
 # More trials go on with a search; other seeds or tolerances would be another one.
 _MAY_CHANGE_IN_SEARCH = (
@@ -147,7 +148,7 @@ def prepare(
         device=torch.device(devices[0]),
     )
     config = config.model_copy(update={"train": train})
-    provenance = (
+    provenance = {"study_id": secrets.token_hex(8)} | (
         old_plan.provenance
         if old_plan
         else _provenance(config, info=info, command=command)
@@ -191,9 +192,11 @@ def run_study(
     Raises:
         InputError: see `prepare`; or the folder cannot be written, holds a storage
             that is none, or another process runs this study.
+        ExecutorError: executors do not start, do not end, or are of other versions.
+        StudyHaltedError: the disk is full.
     """
     folder = _make_folder(results / config.name)
-    with _only_scheduler(folder, name=config.name):
+    with guards.only_scheduler(folder, name=config.name):
         earlier = _earlier(folder)
         prepared = prepare(config, command=command, earlier=earlier, on_data=on_data)
         if not execution.wait_for_executors(folder):
@@ -201,27 +204,22 @@ def run_study(
                 f"{folder}: an executor of an earlier run does not end."
             )
         plan = _with_kept_runs(prepared.plan, earlier, folder=folder)
-        optuna_study = trials.open_storage(folder, name=config.name)
-        records.write_atomically(folder / records.STUDY_FILE, prepared.config.to_toml())
-        records.write_plan(plan, folder)
-        if prepared.costs:
-            certificate.write_costs(prepared.costs, folder)
         if retry_failed:
             _forget_failures(plan, folder)
-        trials.reconcile(optuna_study, plan=plan, folder=folder)
-        grower = _grower(prepared, plan, folder=folder, runs=optuna_study)
-        schedule = Schedule(
-            optuna_study,
-            config=prepared.config,
-            plan=grower.plan if grower else plan,
-            folder=folder,
-            data_folder=prepared.data.folder,
-            devices=prepared.devices,
-            on_progress=on_progress or (lambda progress: None),
-            grower=grower,
-        )
-        with _caught_signals() as caught:
-            schedule.run(should_stop=lambda: bool(caught))
+        url = prepared.config.run.storage
+        with (
+            guards.halted_by_faults(folder),
+            storage.only_writer(url, name=config.name) as lock,
+            guards.caught_signals() as caught,
+        ):
+            _carry_out(
+                prepared,
+                plan=plan,
+                folder=folder,
+                lock=lock,
+                on_progress=on_progress or (lambda progress: None),
+                should_stop=lambda: bool(caught),
+            )
         return _outcome(folder, signal_number=caught[0] if caught else None)
 
 
@@ -276,6 +274,51 @@ def measure_nets(
     if (folder / records.PLAN_FILE).exists():
         certificate.write_costs(costs, folder)
     return costs
+
+
+def _carry_out(
+    prepared: PreparedStudy,
+    *,
+    plan: Plan,
+    folder: Path,
+    lock: storage.WriterLock | None,
+    on_progress: Callable[[Progress], None],
+    should_stop: Callable[[], bool],
+) -> None:
+    config = prepared.config
+    opened = storage.open_storage(
+        config.run.storage,
+        folder=folder,
+        name=config.name,
+        study_id=plan.provenance["study_id"],
+    )
+    records.write_atomically(folder / records.STUDY_FILE, config.to_toml())
+    records.write_plan(plan, folder)
+    if prepared.costs:
+        certificate.write_costs(prepared.costs, folder)
+    runs = records.tidy(folder, plan)
+    trials.reconcile(opened, plan=plan, runs=runs, folder=folder)
+    grower = _grower(prepared, plan, folder=folder, runs=opened.study)
+    plan = grower.plan if grower else plan
+    ledger = trials.Ledger(opened, lock=lock)
+    schedule = Schedule(
+        ledger,
+        config=config,
+        plan=plan,
+        runs=runs,
+        folder=folder,
+        data_folder=prepared.data.folder,
+        devices=prepared.devices,
+        on_progress=on_progress,
+        grower=grower,
+    )
+    schedule.run(should_stop=should_stop)
+    if ledger.was_silent:
+        # Whatever was written without an answer, the run files know better.
+        plan = grower.plan if grower else plan
+        runs = records.tidy(folder, plan)
+        trials.reconcile(opened, plan=plan, runs=runs, folder=folder)
+    storage.close(opened)
 
 
 def _resolve(
@@ -349,49 +392,6 @@ def _make_folder(folder: Path) -> Path:
             "another with --results."
         ) from None
     return folder
-
-
-@contextlib.contextmanager
-def _only_scheduler(folder: Path, *, name: str) -> Iterator[None]:
-    """Holds the study's lock; the kernel drops it with the process."""
-    with (folder / records.LOCK_FILE).open("r+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"study {name} is being run by process {file.read().strip() or '?'}; "
-                "resnext-ablate status shows how far it is."
-            ) from None
-        file.truncate()
-        file.write(str(os.getpid()))
-        file.flush()
-        yield
-
-
-@contextlib.contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """Collects the first SIGINT or SIGTERM; a second one acts as it always does."""
-    caught: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield caught
-        return
-    usual = {number: signal.getsignal(number) for number in _SIGNALS}
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for other, handler in usual.items():
-            signal.signal(other, handler)
-
-    for number in _SIGNALS:
-        signal.signal(number, catch)
-    try:
-        yield caught
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)
-
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def _earlier(folder: Path) -> Earlier | None:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from resnext_ablate.attempts import AttemptRecord, lost_by_cell, read_attempts
 from resnext_ablate.certificate import DeviceCosts, NetCost, read_costs
 from resnext_ablate.config import StudyConfig, load_study
 from resnext_ablate.outcomes import chosen, trial_outcomes
@@ -55,6 +56,8 @@ class StudyTables:
     runs: pd.DataFrame
     """One row per finished run, failed and diverged ones included."""
     epochs: pd.DataFrame
+    attempts: pd.DataFrame
+    """One row per attempt at a run that ended without a result."""
     num_planned: int
     """Runs in the plan."""
     correct: Mapping[str, Mapping[int, npt.NDArray[np.bool_]]]
@@ -71,9 +74,10 @@ def read_tables(folder: Path) -> StudyTables:
     plan = read_plan(folder)
     config = load_study(folder / STUDY_FILE)
     runs = read_runs(folder, plan)
+    lost = read_attempts(folder)
     search = None
     if config.kind == "search":
-        search = _search_tables(config, plan, runs)
+        search = _search_tables(config, plan, runs, attempts=lost)
         plan = _confirming(plan, seeds=config.confirm_seeds())
         planned = {cell.id for cell in plan.cells}
         runs = tuple(run for run in runs if run.cell in planned)
@@ -82,8 +86,9 @@ def read_tables(folder: Path) -> StudyTables:
         config=config,
         provenance=plan.provenance,
         nets=_nets_frame(plan, read_costs(folder)),
-        runs=_runs_frame(config.name, plan, runs),
+        runs=_runs_frame(config.name, plan, runs, attempts=lost),
         epochs=_epochs_frame(config.name, runs),
+        attempts=_attempts_frame(config.name, lost),
         num_planned=len(plan.cells),
         correct=_correct(runs, counts=plan.provenance.get("data_counts", "")),
         search=search,
@@ -114,7 +119,7 @@ def write_table(frame: pd.DataFrame, stem: Path, *, provenance: dict[str, str]) 
 
 
 def write_tables(tables: StudyTables, folder: Path) -> None:
-    """Writes the `runs` and `epochs` tables as CSV and Parquet."""
+    """Writes the `runs`, `epochs` and `attempts` tables as CSV and Parquet."""
     runs, epochs, search = tables.runs, tables.epochs, tables.search
     if search is not None:
         write_table(search.trials, folder / "search", provenance=tables.provenance)
@@ -122,13 +127,18 @@ def write_tables(tables: StudyTables, folder: Path) -> None:
         epochs = pd.concat([search.epochs, epochs], ignore_index=True)
     write_table(runs, folder / "runs", provenance=tables.provenance)
     write_table(epochs, folder / "epochs", provenance=tables.provenance)
+    write_table(tables.attempts, folder / "attempts", provenance=tables.provenance)
 
 
 _TRIAL_COLUMNS = ["trial", "variant", "state", "rank", "val_error_pct"]
 
 
 def _search_tables(
-    config: StudyConfig, plan: Plan, runs: Sequence[RunRecord]
+    config: StudyConfig,
+    plan: Plan,
+    runs: Sequence[RunRecord],
+    *,
+    attempts: Sequence[AttemptRecord],
 ) -> SearchTables:
     assert config.search is not None
     seeds = config.run.seed_list()
@@ -159,7 +169,7 @@ def _search_tables(
     own = [run for run in runs if run.seed in seeds]
     return SearchTables(
         trials=pd.DataFrame(rows) if rows else pd.DataFrame(columns=_TRIAL_COLUMNS),
-        runs=_runs_frame(config.name, plan, own),
+        runs=_runs_frame(config.name, plan, own, attempts=attempts),
         epochs=_epochs_frame(config.name, own),
     )
 
@@ -240,8 +250,15 @@ COST_COLUMNS = (
 the least time of a training step as a share of the measured one."""
 
 
-def _runs_frame(study: str, plan: Plan, runs: Sequence[RunRecord]) -> pd.DataFrame:
+def _runs_frame(
+    study: str,
+    plan: Plan,
+    runs: Sequence[RunRecord],
+    *,
+    attempts: Sequence[AttemptRecord],
+) -> pd.DataFrame:
     rows = []
+    lost = lost_by_cell(attempts)
     for run in runs:
         net = plan.net(run.variant)
         spec = spec_from_dict(net.spec)
@@ -274,6 +291,8 @@ def _runs_frame(study: str, plan: Plan, runs: Sequence[RunRecord]) -> pd.DataFra
                 "peak_memory_mib": run.peak_memory_mib,
                 "device": run.device,
                 "precision": run.precision,
+                "num_micro_batches": run.num_micro_batches,
+                "lost_attempts": lost.get(run.cell, ""),
                 "torch_version": run.environment.get("torch_version", ""),
                 "package_version": run.environment.get("package_version", ""),
                 "git_commit": run.environment.get("git_commit", ""),
@@ -312,6 +331,8 @@ _RUN_COLUMNS = (
     "peak_memory_mib",
     "device",
     "precision",
+    "num_micro_batches",
+    "lost_attempts",
     "torch_version",
     "package_version",
     "git_commit",
@@ -343,3 +364,9 @@ def _epochs_frame(study: str, runs: Sequence[RunRecord]) -> pd.DataFrame:
         for epoch in run.epochs
     ]
     return pd.DataFrame(rows, columns=["study", "variant", "seed", *_EPOCH_COLUMNS])
+
+
+def _attempts_frame(study: str, attempts: Sequence[AttemptRecord]) -> pd.DataFrame:
+    columns = [field.name for field in dataclasses.fields(AttemptRecord)]
+    rows = [{"study": study, **dataclasses.asdict(attempt)} for attempt in attempts]
+    return pd.DataFrame(rows, columns=["study", *columns])

@@ -13,7 +13,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from resnext_ablate.answers import Answer
-    from resnext_ablate.schedule import Progress
+    from resnext_ablate.progress import Progress
 
 _PLAIN_LINE_EVERY_S = 30.0
 

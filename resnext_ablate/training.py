@@ -28,6 +28,7 @@ from resnext_ablate.data import (
     epoch_generator,
     eval_batches,
     num_batches,
+    parts_of,
     train_batches,
 )
 from resnext_ablate.hardware import (
@@ -106,6 +107,7 @@ def train(
     on_epoch: Callable[[EpochRecord], None],
     keeper: Keeper | None = None,
     should_stop: Callable[[], bool] = never,
+    num_micro_batches: int = 1,
 ) -> RunResult:
     """Trains a net and scores the test split once, with the last epoch's weights.
 
@@ -125,6 +127,8 @@ def train(
             ends the run.
         keeper: where checkpoints are kept; None keeps none.
         should_stop: asked before each batch, of evaluation too.
+        num_micro_batches: parts of each batch whose gradients add up; less memory, but
+            batch normalisation sees the parts.
 
     Raises:
         InputError: the net does not fit the data set.
@@ -149,6 +153,7 @@ def train(
             precision=precision,
             keeper=keeper,
             should_stop=should_stop,
+            num_micro_batches=num_micro_batches,
         )
         return _train(run, on_epoch=on_epoch)
 
@@ -210,6 +215,7 @@ class _Run:
     precision: Precision
     keeper: Keeper | None
     should_stop: Callable[[], bool]
+    num_micro_batches: int
 
 
 @dataclass
@@ -354,6 +360,19 @@ def _stop(run: _Run, progress: _Progress) -> NoReturn:
 
 def _step(run: _Run, batch: Batch, *, wrong: Tensor) -> Tensor:
     """One update; returns the batch's loss and adds its wrong answers to `wrong`."""
+    run.optimizer.zero_grad()
+    losses = [
+        _add_gradients(
+            run, part, share=len(part.labels) / len(batch.labels), wrong=wrong
+        )
+        for part in parts_of(batch, count=run.num_micro_batches)
+    ]
+    run.optimizer.step()
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+
+
+def _add_gradients(run: _Run, batch: Batch, *, share: float, wrong: Tensor) -> Tensor:
+    """Adds the gradients of a part of a batch; returns its share of the mean loss."""
     images = batch.images
     if not run.config.channels_last:
         images = images.contiguous()
@@ -362,9 +381,9 @@ def _step(run: _Run, batch: Batch, *, wrong: Tensor) -> Tensor:
         loss = F.cross_entropy(
             logits.float(), batch.labels, label_smoothing=run.config.label_smoothing
         )
-    run.optimizer.zero_grad()
+    if share < 1:
+        loss = loss * share
     loss.backward()  # type: ignore[no-untyped-call]
-    run.optimizer.step()
     wrong += (logits.detach().argmax(dim=1) != batch.labels).sum()
     return loss.detach()
 

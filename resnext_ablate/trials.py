@@ -1,4 +1,4 @@
-"""Optuna's side of a study: the storage, and one trial for each attempt at a run.
+"""One Optuna trial for each attempt at a run, kept in line with the run files.
 
 Only the scheduler writes here. A cell is claimed by one atomic add of a RUNNING trial;
 a run's file, not its trial, is the truth about its result, so `reconcile` can bring the
@@ -7,21 +7,30 @@ trials in line with the files after any crash.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+import errno
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
-import optuna
 from optuna.distributions import IntDistribution
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState, create_trial
-from sqlalchemy.exc import SQLAlchemyError
 
+from resnext_ablate.attempts import AttemptRecord, attempt_path, write_attempt
+from resnext_ablate.progress import RunningRun
 from resnext_ablate.records import Cell, EpochRecord, NetRecord, Plan, RunRecord
-from resnext_ablate.records import read_run as read_run_file
-from resnext_ablate.spec import InputError, spec_from_dict
-
-STORAGE_FILE = "study.db"
+from resnext_ablate.spec import spec_from_dict
+from resnext_ablate.storage import (
+    NO_ANSWER,
+    Storage,
+    WriterLock,
+    opening_errors,
+    running_trials,
+    told_cells,
+)
 
 # One set of distributions for every study, so that variants can be added later:
 # Optuna refuses a parameter whose range changes.
@@ -41,126 +50,190 @@ _STATES = {
     "failed": TrialState.FAIL,
 }
 
-_SQLITE_HEADER = b"SQLite format 3\x00"
+_TRY_EVERY_S = 1.0
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunningRun:
-    """A run under way, as the storage knows it."""
+class Ledger:
+    """Writes the trials of attempts, in order.
 
-    variant: str
-    seed: int
-    epoch: int
-    val_error_pct: float | None
+    What the storage cannot take now waits its turn, and is written once it answers.
+
+    Args:
+        storage: the study's.
+        lock: that keeps other processes from writing to it, where it needs one.
+    """
+
+    def __init__(self, storage: Storage, *, lock: WriterLock | None) -> None:
+        self._storage = storage
+        self._lock = lock
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._unsure: set[str] = set()  # cells whose claim had no answer
+        self._silent_since: float | None = None
+        self._next_try = 0.0
+        self.was_silent = False
+        """Whether the storage ever failed to answer."""
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds for which the storage has not answered; 0 where it does."""
+        since = self._silent_since
+        return 0.0 if since is None else time.monotonic() - since
+
+    def claim(self, *, net: NetRecord, cell: Cell, attempt: int) -> int | None:
+        """Adds the RUNNING trial of an attempt; its id, or None without an answer.
+
+        Raises:
+            InputError: another process has taken the study over.
+        """
+        if not self.flush():
+            return None
+        number: dict[str, str | float] = {"attempt": attempt}
+        trial = _trial(net, cell, state=TrialState.RUNNING, attributes=number)
+        try:
+            self._keep_lock()
+            found = self._find(cell, attempt) if cell.id in self._unsure else None
+            if found is None:
+                storage = self._storage
+                found = storage.backend.create_new_trial(storage.study_id, trial)
+        except NO_ANSWER as error:
+            self._unsure.add(cell.id)
+            self._note_silence(error)
+            return None
+        self._unsure.discard(cell.id)
+        self._silent_since = None
+        return found
+
+    def report(self, trial: int, *, epoch: EpochRecord) -> None:
+        """Notes an epoch's validation error as intermediate value of a trial."""
+        self._write(partial(self._report, trial, epoch))
+
+    def tell(self, trial: int, *, run: RunRecord) -> None:
+        """Ends a RUNNING trial with its run's result.
+
+        The value is the last epoch's validation error; the test error is an attribute
+        only, so that nothing in Optuna can select on it. A run that did not complete
+        is FAIL.
+        """
+        attributes = _result_attributes(run)
+        self._write(
+            partial(self._end, trial, _STATES[run.state], _values(run), attributes)
+        )
+
+    def tell_lost(self, trial: int, *, reason: str) -> None:
+        """Ends a RUNNING trial that left no result, so that its cell is free again."""
+        attributes: dict[str, str | float] = {"reason": reason}
+        self._write(partial(self._end, trial, TrialState.FAIL, None, attributes))
+
+    def flush(self) -> bool:
+        """Writes what waits, in order; whether nothing is left."""
+        if self._waiting and time.monotonic() >= self._next_try:
+            try:
+                self._keep_lock()
+                while self._waiting:
+                    self._waiting[0]()
+                    self._waiting.popleft()
+                self._silent_since = None
+            except NO_ANSWER as error:
+                self._note_silence(error)
+        return not self._waiting and time.monotonic() >= self._next_try
+
+    def _write(self, act: Callable[[], None]) -> None:
+        self._waiting.append(act)
+        self.flush()
+
+    def _report(self, trial: int, epoch: EpochRecord) -> None:
+        try:
+            self._storage.backend.set_trial_intermediate_value(
+                trial, epoch.epoch, epoch.val_error_pct
+            )
+        except UpdateFinishedTrialError:
+            return  # Written before an answer was lost, and ended since.
+
+    def _end(
+        self,
+        trial: int,
+        state: TrialState,
+        values: Sequence[float] | None,
+        attributes: dict[str, str | float],
+    ) -> None:
+        backend = self._storage.backend
+        try:
+            for key, value in attributes.items():
+                backend.set_trial_user_attr(trial, key, value)
+            backend.set_trial_state_values(trial, state, values)
+        except UpdateFinishedTrialError:
+            return  # As above.
+
+    def _find(self, cell: Cell, attempt: int) -> int | None:
+        """The trial of an attempt whose claim was written, but its answer lost."""
+        for trial in _running(self._storage):
+            attributes = trial.user_attrs
+            if (attributes.get("cell"), attributes.get("attempt")) == (
+                cell.id,
+                attempt,
+            ):
+                return trial._trial_id
+        return None
+
+    def _keep_lock(self) -> None:
+        if self._lock is not None and not self._lock.is_held():
+            self._lock.take()
+
+    def _note_silence(self, error: Exception) -> None:
+        text = f"{error} {error.__cause__}"
+        if "disk is full" in text or "disk I/O error" in text:
+            raise OSError(errno.ENOSPC, "the storage has no room left") from None
+        now = time.monotonic()
+        self._next_try = now + _TRY_EVERY_S
+        self.was_silent = True
+        if self._silent_since is None:
+            self._silent_since = now
 
 
-def open_storage(folder: Path, *, name: str) -> optuna.Study:
-    """The study's `optuna.Study` on SQLite in its folder, created where new.
+def reconcile(
+    storage: Storage, *, plan: Plan, runs: Mapping[str, RunRecord], folder: Path
+) -> None:
+    """Brings the trials in line with the run files. No executor may be alive.
+
+    Args:
+        storage: the study's.
+        plan: what is to run.
+        runs: those of the run files, by cell.
+        folder: where lost attempts are recorded.
 
     Raises:
-        InputError: the storage file is none, or cannot be opened.
+        InputError: the storage cannot be read or written.
     """
-    path = (folder / STORAGE_FILE).resolve()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    if path.exists() and path.stat().st_size:
-        with path.open("rb") as file:
-            header = file.read(len(_SQLITE_HEADER))
-        if header != _SQLITE_HEADER:
-            raise InputError(
-                f"{path}: is no SQLite storage. Move it away and run again: results "
-                "come from the run files beside it, none is lost."
-            )
-    try:
-        return optuna.create_study(
-            storage=f"sqlite:///{path}",
-            study_name=name,
-            direction="minimize",
-            # An ablation's plan is fixed; nothing is sampled or pruned.
-            sampler=optuna.samplers.RandomSampler(seed=0),
-            pruner=optuna.pruners.NopPruner(),
-            load_if_exists=True,
-        )
-    except (SQLAlchemyError, RuntimeError) as error:
-        first_line = str(error).splitlines()[0]
-        raise InputError(
-            f"{path}: cannot be opened as Optuna's storage: {first_line}. Move it away "
-            "and run again: results come from the run files beside it."
-        ) from None
-
-
-def claim(study: optuna.Study, *, net: NetRecord, cell: Cell) -> int:
-    """Adds the RUNNING trial of an attempt at a cell; returns its number."""
-    study.add_trial(_trial(net, cell, state=TrialState.RUNNING))
-    return max(trial.number for trial in _of_cell(study, cell.id))
-
-
-def report(study: optuna.Study, *, number: int, epoch: EpochRecord) -> None:
-    """Notes an epoch's validation error as intermediate value of a trial."""
-    _live(study, number).report(epoch.val_error_pct, step=epoch.epoch)
-
-
-def tell(study: optuna.Study, *, number: int, run: RunRecord) -> None:
-    """Ends a RUNNING trial with its run's result.
-
-    The value is the last epoch's validation error; the test error is an attribute only,
-    so that nothing in Optuna can select on it. A run that did not complete is FAIL.
-    """
-    trial = _live(study, number)
-    for key, value in _result_attributes(run).items():
-        trial.set_user_attr(key, value)
-    study.tell(number, _value(run), state=_STATES[run.state])
-
-
-def tell_lost(study: optuna.Study, *, number: int, reason: str) -> None:
-    """Ends a RUNNING trial that left no result, so that its cell is free again."""
-    _live(study, number).set_user_attr("reason", reason)
-    study.tell(number, state=TrialState.FAIL)
-
-
-def reconcile(study: optuna.Study, *, plan: Plan, folder: Path) -> None:
-    """Brings the trials in line with the run files. No executor may be alive."""
-    for trial in _trials(study, TrialState.RUNNING):
-        run = read_run_file(folder, trial.user_attrs.get("cell", ""))
-        if run is None:
-            reason = "its scheduler ended before the run did"
-            tell_lost(study, number=trial.number, reason=reason)
-        else:
-            tell(study, number=trial.number, run=run)
-    told = {
-        trial.user_attrs.get("cell")
-        for trial in _trials(
-            study, TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
-        )
-        if "state" in trial.user_attrs
-    }
-    for cell in plan.cells:
-        run = None if cell.id in told else read_run_file(folder, cell.id)
-        if run is not None:
-            study.add_trial(
-                _trial(
+    with opening_errors(storage.place):
+        ledger = Ledger(storage, lock=None)
+        for trial in _running(storage):
+            run = runs.get(trial.user_attrs.get("cell", ""))
+            if run is None:
+                reason = "its scheduler ended before the run did"
+                _record_lost(trial, folder=folder, reason=reason)
+                ledger.tell_lost(trial._trial_id, reason=reason)
+            else:
+                ledger.tell(trial._trial_id, run=run)
+        told = told_cells(storage)
+        for cell in plan.cells:
+            run = runs.get(cell.id)
+            if run is not None and cell.id not in told:
+                finished = _trial(
                     plan.net(cell.variant),
                     cell,
                     state=_STATES[run.state],
-                    value=_value(run),
+                    values=_values(run),
                     attributes=_result_attributes(run),
                 )
-            )
+                storage.backend.create_new_trial(storage.study_id, finished)
 
 
-def lost_attempts(study: optuna.Study) -> Counter[str]:
-    """How many attempts at each cell ended without a result."""
-    return Counter(
-        trial.user_attrs["cell"]
-        for trial in _trials(study, TrialState.FAIL)
-        if "state" not in trial.user_attrs and "cell" in trial.user_attrs
-    )
-
-
-def running(folder: Path, *, name: str) -> tuple[RunningRun, ...]:
-    """The runs that the storage holds as under way."""
-    if not (folder / STORAGE_FILE).exists():
-        return ()
-    study = open_storage(folder, name=name)
+def running(url: str, *, folder: Path, name: str) -> tuple[RunningRun, ...]:
+    """The runs that a storage holds as under way."""
     return tuple(
         RunningRun(
             variant=trial.user_attrs["variant"],
@@ -168,25 +241,32 @@ def running(folder: Path, *, name: str) -> tuple[RunningRun, ...]:
             epoch=trial.last_step or 0,
             val_error_pct=trial.intermediate_values.get(trial.last_step or 0),
         )
-        for trial in _trials(study, TrialState.RUNNING)
+        for trial in running_trials(url, folder=folder, name=name)
     )
 
 
-def _trials(study: optuna.Study, *states: TrialState) -> Sequence[FrozenTrial]:
-    return study.get_trials(deepcopy=False, states=states)
-
-
-def _of_cell(study: optuna.Study, cell: str) -> list[FrozenTrial]:
-    running = _trials(study, TrialState.RUNNING)
-    return [trial for trial in running if trial.user_attrs.get("cell") == cell]
-
-
-def _live(study: optuna.Study, number: int) -> optuna.Trial:
-    """The writable trial of a number; Optuna hands these out to `ask` alone."""
-    frozen = next(
-        trial for trial in _trials(study, TrialState.RUNNING) if trial.number == number
+def _running(storage: Storage) -> Sequence[FrozenTrial]:
+    return storage.backend.get_all_trials(
+        storage.study_id, deepcopy=False, states=(TrialState.RUNNING,)
     )
-    return optuna.Trial(study, frozen._trial_id)
+
+
+def _record_lost(trial: FrozenTrial, *, folder: Path, reason: str) -> None:
+    attributes = trial.user_attrs
+    if "attempt" not in attributes:
+        return  # Of a release that kept no record of attempts.
+    lost = AttemptRecord(
+        cell=attributes["cell"],
+        variant=attributes["variant"],
+        seed=trial.params["seed"],
+        number=attributes["attempt"],
+        cause="scheduler_died",
+        reason=reason,
+        epoch=trial.last_step or 0,
+        ended_at=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+    if not attempt_path(folder, lost).exists():
+        write_attempt(lost, folder)
 
 
 def _trial(
@@ -194,13 +274,13 @@ def _trial(
     cell: Cell,
     *,
     state: TrialState,
-    value: float | None = None,
+    values: Sequence[float] | None = None,
     attributes: dict[str, str | float] | None = None,
 ) -> FrozenTrial:
     spec = spec_from_dict(net.spec)
     return create_trial(
         state=state,
-        value=value,
+        values=values,
         params={
             "cardinality": spec.cardinalities[0],  # of stage 1, as the base width
             "base_width": spec.base_width,
@@ -219,8 +299,8 @@ def _trial(
     )
 
 
-def _value(run: RunRecord) -> float | None:
-    return run.epochs[-1].val_error_pct if run.state == "complete" else None
+def _values(run: RunRecord) -> tuple[float] | None:
+    return (run.epochs[-1].val_error_pct,) if run.state == "complete" else None
 
 
 def _result_attributes(run: RunRecord) -> dict[str, str | float]:

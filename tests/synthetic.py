@@ -78,6 +78,7 @@ def study(
         nets=nets,
         runs=pd.DataFrame(runs),
         epochs=pd.concat(epochs, ignore_index=True),
+        attempts=pd.DataFrame(columns=["study", "cell", "cause", "reason"]),
         num_planned=num_variants * num_seeds,
         correct=_correct(pd.DataFrame(runs), num_images) if num_images else {},
     )

@@ -162,7 +162,7 @@ def test_table_carries_provenance_and_equals_in_both_forms(tmp_path: Path) -> No
 def test_empty_tables_keep_their_columns() -> None:
     """A study without a finished run still has tables with all columns."""
     plan = records.Plan(nets=(), cells=(), provenance={})
-    runs = tables._runs_frame("tiny", plan, ())
+    runs = tables._runs_frame("tiny", plan, (), attempts=())
     assert {"variant", "seed", "test_error_pct", "fvcore_macs"} <= set(runs.columns)
     epochs = tables._epochs_frame("tiny", ())
     assert list(epochs.columns)[:3] == ["study", "variant", "seed"]

@@ -1,128 +1,32 @@
 """Whole studies by real processes: run, kill, resume, refuse."""
 
-import contextlib
 import json
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import optuna
 import pandas as pd
 import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-STUDY = """\
-name = "tiny"
-question = "Does it survive?"
-
-[net]
-template = "resnet11-t8"
-variants = ["1x8d", "2x5d"]
-
-[data]
-name = "digits"
-crop_padding = 1
-flip = false
-
-[train]
-epochs = 5
-batch_size = 64
-learning_rate = 0.05
-precision = "fp32"
-
-[run]
-seeds = 2
-executors = 2
-device = "cpu"
-"""
-
-# What differs between two runs of the same cell without being a result.
-WALL_CLOCK = ["train_time_s", "images_per_s", "peak_memory_mib", "started_at"]
-
-
-def command(folder: Path, *arguments: str) -> list[str]:
-    if not (folder / "tiny.toml").exists():
-        (folder / "tiny.toml").write_text(STUDY, encoding="utf-8")
-    program = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
-    return [*program, "run", "tiny.toml", *arguments]
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(folder, *arguments),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-
-
-def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        command(folder, *arguments),
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_until(reached: Callable[[], bool], *, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not reached():
-        assert time.monotonic() < deadline, "the study does not get there"
-        time.sleep(0.02)
-
-
-def runs_of(folder: Path) -> pd.DataFrame:
-    frame = pd.read_csv(folder / "results" / "tiny" / "runs.csv")
-    return frame.sort_values(["variant", "seed"]).reset_index(drop=True)
-
-
-def trials_of(folder: Path) -> list[optuna.trial.FrozenTrial]:
-    storage = f"sqlite:///{folder}/results/tiny/study.db"
-    return optuna.load_study(study_name="tiny", storage=storage).get_trials()
-
-
-def count(folder: Path, query: str) -> int:
-    """What a query of the storage counts, read beside the scheduler."""
-    path = folder / "results" / "tiny" / "study.db"
-    try:
-        with contextlib.closing(
-            sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-        ) as db:
-            return int(db.execute(query).fetchone()[0])
-    except sqlite3.OperationalError:  # not there yet
-        return 0
-
-
-def in_mid_run(folder: Path) -> bool:
-    """Whether a run has one or two epochs behind it, and others before it."""
-    young = (
-        "SELECT COUNT(*) FROM (SELECT COUNT(*) AS epochs FROM trials "
-        "JOIN trial_intermediate_values USING (trial_id) "
-        "WHERE state = 'RUNNING' GROUP BY trial_id) WHERE epochs <= 2"
-    )
-    return count(folder, young) > 0
-
-
-def lost_runs(folder: Path) -> int:
-    return count(folder, "SELECT COUNT(*) FROM trials WHERE state = 'FAIL'")
-
-
-def children_of(process: int) -> list[int]:
-    path = Path(f"/proc/{process}/task/{process}/children")
-    return [int(child) for child in path.read_text().split()]
+from studies import (
+    assert_equal_results,
+    attempts_of,
+    checkpoints_of,
+    children_of,
+    command,
+    in_mid_run,
+    lost_runs,
+    run,
+    runs_of,
+    start,
+    trials_of,
+    wait_until,
+)
 
 
 @pytest.fixture(scope="module")
@@ -203,10 +107,7 @@ def test_killed_scheduler_and_executor_change_no_result(
     done = run(tmp_path)
 
     assert done.returncode == 0, done.stderr
-    pd.testing.assert_frame_equal(
-        runs_of(tmp_path).drop(columns=WALL_CLOCK),
-        runs_of(unbroken).drop(columns=WALL_CLOCK),
-    )
+    assert_equal_results(tmp_path, unbroken)
     trials = trials_of(tmp_path)
     states = [trial.state for trial in trials]
     assert states.count(TrialState.COMPLETE) == 4
@@ -215,6 +116,10 @@ def test_killed_scheduler_and_executor_change_no_result(
     reasons = {trial.user_attrs["reason"] for trial in lost}
     assert "executor killed by SIGKILL" in reasons
     assert "its scheduler ended before the run did" in reasons
+    causes = attempts_of(tmp_path).cause
+    assert set(causes) == {"killed", "scheduler_died"}
+    assert len(causes) == len(lost)
+    assert checkpoints_of(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -344,10 +249,7 @@ def test_damaged_run_file_is_run_again_to_the_same_numbers(
     path.write_text(path.read_text()[:100])
     done = run(folder)
     assert done.returncode == 0, done.stderr
-    pd.testing.assert_frame_equal(
-        runs_of(folder).drop(columns=WALL_CLOCK),
-        runs_of(unbroken).drop(columns=WALL_CLOCK),
-    )
+    assert_equal_results(folder, unbroken)
 
 
 def test_storage_that_is_none_is_refused(unbroken: Path, tmp_path: Path) -> None:
