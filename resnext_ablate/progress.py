@@ -28,7 +28,8 @@ class Progress:
     num_planned: int
     num_complete: int
     num_failed: int
-    num_pruned: int
+    num_pruned: int = 0
+    """Of a search."""
     running: tuple[RunningRun, ...]
     eta_s: float | None
     """Seconds to the end by the epochs timed so far; None before the first."""
