@@ -33,6 +33,7 @@ import torch
 from resnext_ablate import data, records, training
 from resnext_ablate.checkpoint import Keeper
 from resnext_ablate.config import StudyConfig
+from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
 from resnext_ablate.execution import Event, Job
 from resnext_ablate.hardware import is_out_of_memory
 from resnext_ablate.records import EpochRecord, RunRecord
@@ -116,10 +117,10 @@ def execute(
         )
     except _Pruned as pruned:
         return ended("pruned", str(pruned))
-    except training.NonFiniteLossError as error:
+    except NonFiniteLossError as error:
         return ended("diverged", str(error))
     except Exception as error:
-        if isinstance(error, training.RunStoppedError) or _is_for_scheduler(error):
+        if isinstance(error, RunStoppedError) or _is_for_scheduler(error):
             raise
         # One run's fault must not end the study.
         _logger.exception("run %s of %s failed", job.cell, job.variant)
@@ -281,7 +282,7 @@ def _do(
             should_stop=should_stop,
         )
         records.write_run(record, Path(job.study_folder))
-    except training.RunStoppedError as error:
+    except RunStoppedError as error:
         return voice.say("stopped", reason=str(error))
     except Exception as error:
         if not _is_for_scheduler(error):

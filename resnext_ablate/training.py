@@ -31,6 +31,7 @@ from resnext_ablate.data import (
     parts_of,
     train_batches,
 )
+from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
 from resnext_ablate.hardware import (
     Precision,
     device_name,
@@ -67,27 +68,6 @@ class RunResult:
     precision: Precision
     correct: npt.NDArray[np.bool_]
     """(N,): which test images were classified right, in the order of the split."""
-
-
-class NonFiniteLossError(RuntimeError):
-    """A loss became infinite or not a number.
-
-    Attributes:
-        epoch: from 1.
-        step: from 1, within the epoch.
-    """
-
-    def __init__(self, *, split: str, loss: float, epoch: int, step: int) -> None:
-        super().__init__(
-            f"{split} loss is {loss} at epoch {epoch}, step {step}; a lower "
-            "train.learning_rate or some train.warmup_fraction may help."
-        )
-        self.epoch = epoch
-        self.step = step
-
-
-class RunStoppedError(Exception):
-    """A run ended at a step because it was asked to; its keeper has a checkpoint."""
 
 
 def never() -> bool:
