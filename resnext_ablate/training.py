@@ -107,8 +107,7 @@ def train(
             ends the run.
         keeper: where checkpoints are kept; None keeps none.
         should_stop: asked before each batch, of evaluation too.
-        num_micro_batches: parts of each batch whose gradients add up; less memory, but
-            batch normalisation sees the parts.
+        num_micro_batches: parts of each batch, which batch normalisation sees alone.
 
     Raises:
         InputError: the net does not fit the data set.
