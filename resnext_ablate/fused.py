@@ -6,18 +6,15 @@ are bfloat16 or float32 (N, C, H, W), channels-last, and so are their gradients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from resnext_ablate import loops
 from resnext_ablate.loops import Activations, PerChannel
 
-_Sums = npt.NDArray[np.float64]
 _ROW_LENGTH = 256
 """Pixels of narrow layers are lined up to rows of about this many values."""
 
@@ -52,62 +49,32 @@ def fork(features: Tensor, *, stride: int) -> tuple[Tensor, Tensor]:
     return main, skip
 
 
-@dataclass(frozen=True)
-class _Normed:
-    """What a batch norm is on one batch: an affine map of each channel."""
-
-    mean: PerChannel
-    inverse_std: PerChannel
-    scale: PerChannel
-    offset: PerChannel
-
-    def gradients(self, sums: _Sums, products: _Sums, *, count: int) -> _Gradients:
-        """From the sums over the batch of g and of g (y - mean), g behind the ReLU."""
-        weight = products * self.inverse_std
-        slope = -self.scale * self.inverse_std * weight / count
-        level = -self.scale * sums / count - slope * self.mean
-        return _Gradients(
-            weight=torch.from_numpy(weight.astype(np.float32)),
-            bias=torch.from_numpy(sums.astype(np.float32)),
-            slope=slope.astype(np.float32),
-            level=level.astype(np.float32),
-        )
-
-
-@dataclass(frozen=True)
-class _Gradients:
-    """weight, bias: float32 (C,). That of the input y is scale g + slope y + level."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    slope: PerChannel
-    level: PerChannel
-
-
 class _NormRelu(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d
     ) -> Tensor:
         features = _dense(features)
-        normed = _normalise(features, norm)
+        rows = _rows(features)
+        _, _, scale, offset = ctx.normed = _normalise(rows, norm)
         out = torch.empty_like(features)
-        loops.relu(_rows(features), normed.scale, normed.offset, _rows(out))
+        loops.relu(rows, scale, offset, _rows(out))
         ctx.save_for_backward(features)
-        ctx.normed = normed
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (features,), normed = ctx.saved_tensors, ctx.normed
-        terms = (_rows(_dense(grad)), _rows(features), normed.scale, normed.offset)
-        sums, products = np.zeros((2, len(normed.mean)))
-        loops.relu_sums(*terms, normed.mean, sums, products)
-        count = features.numel() // len(sums)
-        own = normed.gradients(sums, products, count=count)
+        (features,) = ctx.saved_tensors
+        mean, _, scale, offset = ctx.normed
+        terms = (_rows(_dense(grad)), _rows(features), scale, offset)
+        sums, products = np.zeros((2, len(mean)))
+        loops.relu_sums(*terms, mean, sums, products)
+        count = features.numel() // len(mean)
+        grads = loops.gradients(ctx.normed, sums, products, count)
         out = torch.empty_like(features)
-        loops.relu_backward(*terms, own.slope, own.level, _rows(out))
-        return out, own.weight, own.bias, None
+        loops.relu_backward(*terms, grads[2], grads[3], _rows(out))
+        weight_grad, bias_grad = torch.from_numpy(grads[:2])
+        return out, weight_grad, bias_grad, None
 
 
 class _NormSumRelu(torch.autograd.Function):
@@ -124,41 +91,46 @@ class _NormSumRelu(torch.autograd.Function):
         skip_norm: nn.BatchNorm2d | None,
     ) -> Tensor:
         features, skip = _dense(features), _dense(skip)
-        normed = _normalise(features, norm)
-        skip_normed = _normalise(skip, skip_norm) if skip_norm else _identity(norm)
-        offset = normed.offset + skip_normed.offset
+        rows, skip_rows = _rows(features), _rows(skip)
+        own = _normalise(rows, norm)
+        theirs = (
+            _normalise(skip_rows, skip_norm)
+            if skip_norm
+            else _identity(norm.num_features)
+        )
         out = torch.empty_like(features)
-        own, theirs = (_rows(features), normed.scale), (_rows(skip), skip_normed.scale)
-        loops.relu_of_sum(*own, *theirs, offset, _rows(out))
+        offset = own[3] + theirs[3]
+        loops.relu_of_sum(rows, own[2], skip_rows, theirs[2], offset, _rows(out))
         ctx.save_for_backward(features, skip)
-        ctx.normed, ctx.skip_normed = normed, skip_normed
-        ctx.is_normed = skip_norm is not None
+        ctx.own, ctx.theirs, ctx.is_normed = own, theirs, skip_norm is not None
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (features, skip), normed = ctx.saved_tensors, ctx.normed
-        skip_normed: _Normed = ctx.skip_normed
-        offset = normed.offset + skip_normed.offset
-        affine = (normed.scale, skip_normed.scale, offset)
+        features, skip = ctx.saved_tensors
+        own, theirs = ctx.own, ctx.theirs
+        affine = (own[2], theirs[2], own[3] + theirs[3])
         terms = (_rows(_dense(grad)), _rows(features), _rows(skip), affine)
-        sums, products, skip_products = np.zeros((3, len(offset)))
-        means = (normed.mean, skip_normed.mean)
+        sums, products, skip_products = np.zeros((3, own.shape[1]))
+        means = (own[0], theirs[0])
         loops.relu_of_sum_sums(*terms, means, sums, products, skip_products)
         count = features.numel() // len(sums)
-        own = normed.gradients(sums, products, count=count)
-        zeros = np.zeros_like(offset)
-        theirs = (
-            skip_normed.gradients(sums, skip_products, count=count)
+        own_grads = loops.gradients(own, sums, products, count)
+        # An identity passes its gradient on as it is.
+        their_grads = (
+            loops.gradients(theirs, sums, skip_products, count)
             if ctx.is_normed
-            else _Gradients(None, None, slope=zeros, level=zeros)
+            else np.zeros_like(own_grads)
         )
         out, skip_out = torch.empty_like(features), torch.empty_like(features)
-        slopes, levels = (own.slope, theirs.slope), (own.level, theirs.level)
+        slopes, levels = (own_grads[2], their_grads[2]), (own_grads[3], their_grads[3])
         outs = (_rows(out), _rows(skip_out))
         loops.relu_of_sum_backward(*terms, slopes, levels, *outs)
-        affine_grads = (own.weight, own.bias, None)
-        return out, *affine_grads, skip_out, theirs.weight, theirs.bias, None
+        weight_grad, bias_grad = torch.from_numpy(own_grads[:2])
+        skip_affine = (
+            torch.from_numpy(their_grads[:2]) if ctx.is_normed else (None, None)
+        )
+        return out, weight_grad, bias_grad, None, skip_out, *skip_affine, None
 
 
 class _Fork(torch.autograd.Function):
@@ -178,29 +150,23 @@ class _Fork(torch.autograd.Function):
         return main_grad, None
 
 
-def _normalise(features: Tensor, norm: nn.BatchNorm2d) -> _Normed:
-    """The batch's statistics as an affine map; the running averages move."""
-    mean, variance = np.empty((2, norm.num_features), np.float32)
-    loops.moments(_rows(features), mean, variance)
-    count = features.numel() // norm.num_features
-    assert norm.running_mean is not None and norm.running_var is not None
+def _normalise(rows: Activations, norm: nn.BatchNorm2d) -> PerChannel:
+    """As `loops.normalise`, by and on the tensors of a module."""
+    running_mean, running_var = norm.running_mean, norm.running_var
+    assert running_mean is not None and running_var is not None
     assert norm.momentum is not None and norm.num_batches_tracked is not None
-    unbiased = variance * np.float32(count / max(1, count - 1))
-    momentum = np.float32(norm.momentum)
-    for average, value in ((norm.running_mean, mean), (norm.running_var, unbiased)):
-        held = average.numpy()
-        held += momentum * (value - held)
     norm.num_batches_tracked += 1
-    inverse_std = 1 / np.sqrt(variance + np.float32(norm.eps))
-    scale = norm.weight.detach().numpy() * inverse_std
-    offset = norm.bias.detach().numpy() - mean * scale
-    return _Normed(mean, inverse_std, scale, offset)
+    tensors = (norm.weight.detach(), norm.bias.detach(), running_mean, running_var)
+    arrays = (tensor.numpy() for tensor in tensors)
+    normed: PerChannel = loops.normalise(rows, *arrays, norm.momentum, norm.eps)
+    return normed
 
 
-def _identity(norm: nn.BatchNorm2d) -> _Normed:
-    zeros = np.zeros(norm.num_features, np.float32)
-    ones = np.ones(norm.num_features, np.float32)
-    return _Normed(mean=zeros, inverse_std=ones, scale=ones, offset=zeros)
+def _identity(num_channels: int) -> PerChannel:
+    """A map that changes nothing, as `loops.normalise` would return it."""
+    normed = np.zeros((4, num_channels), np.float32)
+    normed[1:3] = 1
+    return normed
 
 
 def _dense(features: Tensor) -> Tensor:

@@ -7,14 +7,17 @@ once for all its runs, because forms differ in rounding.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
-from resnext_ablate.shapes import Conv, Layout
+from resnext_ablate.shapes import Conv, Layout, Norm
 
 Kernels = Literal["torch", "fused"]
 """fused: batch norm, ReLU and the residual addition in one pass, on one CPU thread."""
@@ -101,6 +104,14 @@ class BatchNorm2d(nn.BatchNorm2d):
         return fused.norm_sum_relu(features, self, skip, skip_norm)
 
 
+class FoldedNorm2d(BatchNorm2d):
+    """What stays of a batch norm that is folded into the convolution before it."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features as they are."""
+        return features
+
+
 def fork(features: Tensor, *, stride: int, kernels: Kernels) -> tuple[Tensor, Tensor]:
     """The features twice, the second time every stride-th pixel of a row and column."""
     if kernels == "torch":
@@ -155,3 +166,39 @@ def settle(
         place = None if conv.in_branches else model.get_submodule(conv.path)
         if isinstance(place, Conv2d):
             place.form = forms.get(conv_key(conv), "plain")
+
+
+def folded(model: nn.Module, layout: Layout) -> nn.Module:
+    """A copy for evaluation, whose convolutions do the work of the norms behind them.
+
+    The same function by the running averages, up to rounding.
+    """
+    model = copy.deepcopy(model).eval()
+    for conv_shape, norm_shape in _pairs(layout):
+        conv = model.get_submodule(conv_shape.path)
+        norm = model.get_submodule(norm_shape.path)
+        assert isinstance(conv, Conv2d) and isinstance(norm, BatchNorm2d)
+        assert norm.running_mean is not None and norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        model.set_submodule(norm_shape.path, FoldedNorm2d(norm.num_features).eval())
+    return model
+
+
+def _pairs(layout: Layout) -> Iterator[tuple[Conv, Norm]]:
+    """Each convolution and the batch norm right behind it, both outside of branches."""
+    paths: list[Sequence[Conv | Norm]] = [(layout.stem, layout.stem_norm)]
+    for block in layout.blocks:
+        paths += [block.steps, block.projection]
+    for one, other in itertools.chain.from_iterable(map(itertools.pairwise, paths)):
+        in_branches = one.in_branches or other.in_branches
+        if isinstance(one, Conv) and isinstance(other, Norm) and not in_branches:
+            yield one, other

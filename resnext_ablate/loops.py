@@ -107,7 +107,7 @@ def _add_by_channel(sums: npt.NDArray[np.float64], part: PerChannel) -> None:
 
 
 @_compiled
-def moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
+def _moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
     """Writes mean and biased variance of each channel."""
     rows, length = y.shape
     num_channels = len(mean)
@@ -133,6 +133,66 @@ def moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
         shift = sums[c] / count
         mean[c] = origin[c] + shift
         variance[c] = squares[c] / count - shift * shift
+
+
+@_compiled
+def normalise(
+    y: Activations,
+    weight: PerChannel,
+    bias: PerChannel,
+    running_mean: PerChannel,
+    running_variance: PerChannel,
+    momentum: float,
+    epsilon: float,
+) -> PerChannel:
+    """A batch norm on a batch, as the affine map that it is; moves running averages.
+
+    Returns:
+        (4, C): mean, 1 / standard deviation, scale and offset of each channel.
+    """
+    num_channels = len(weight)
+    normed = np.empty((4, num_channels), np.float32)
+    mean, inverse_std, scale, offset = normed[0], normed[1], normed[2], normed[3]
+    _moments(y, mean, inverse_std)
+    count = y.size // num_channels
+    for c in range(num_channels):
+        variance = np.float64(inverse_std[c])
+        unbiased = variance * count / max(1, count - 1)
+        running_mean[c] += momentum * (mean[c] - running_mean[c])
+        running_variance[c] += momentum * (unbiased - running_variance[c])
+        inverse_std[c] = 1 / np.sqrt(variance + epsilon)
+        scale[c] = weight[c] * inverse_std[c]
+        offset[c] = bias[c] - mean[c] * scale[c]
+    return normed
+
+
+@_compiled
+def gradients(
+    normed: PerChannel,
+    sums: npt.NDArray[np.float64],
+    products: npt.NDArray[np.float64],
+    count: int,
+) -> PerChannel:
+    """Of a batch norm, from sums over the batch of g and of g (y - mean).
+
+    Args:
+        normed: as `normalise` returns.
+        sums: (C,), of the gradient g behind the ReLU.
+        products: (C,).
+        count: values of a channel.
+
+    Returns:
+        (4, C): gradients of weight and bias; slope and level of the input's, which is
+        scale g + slope y + level.
+    """
+    out = np.empty_like(normed)
+    for c in range(normed.shape[1]):
+        mean, inverse_std, scale = normed[0, c], normed[1, c], normed[2, c]
+        weight = products[c] * inverse_std
+        slope = -scale * inverse_std * weight / count
+        out[0, c], out[1, c], out[2, c] = weight, sums[c], slope
+        out[3, c] = -scale * sums[c] / count - slope * mean
+    return out
 
 
 @_compiled

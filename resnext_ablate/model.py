@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from resnext_ablate.blocks import ResidualBlock, convolution, norm
+from resnext_ablate.layers import folded
 from resnext_ablate.names import parse_spec
 from resnext_ablate.shapes import BlockForm, Conv, Layout, Norm
 from resnext_ablate.spec import InputError, ResNeXtSpec
@@ -111,6 +112,13 @@ def convert_form(model: ResNeXt, *, form: BlockForm) -> ResNeXt:
     spec = replace(model.spec, block_form=form)
     tensors = _in_form(model.state_dict(), model.spec, spec)
     return _with_tensors(spec, tensors).train(model.training)
+
+
+def for_evaluation(model: ResNeXt) -> nn.Module:
+    """The net in eval mode; with fused kernels a copy whose batch norms are folded."""
+    if model.bn1.kernels == "torch":
+        return model.eval()
+    return folded(model, model.spec.layout(model.spec.total_stride))
 
 
 def load_weights(model: ResNeXt, state_dict: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnext_ablate import checkpoint
 from resnext_ablate.checkpoint import Checkpoint, Keeper
@@ -41,7 +41,7 @@ from resnext_ablate.hardware import (
     synchronised_time_s,
 )
 from resnext_ablate.layers import settle
-from resnext_ablate.model import build
+from resnext_ablate.model import ResNeXt, build, for_evaluation
 from resnext_ablate.optimization import learning_rate, make_optimizer
 from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
@@ -169,7 +169,7 @@ def _initial_model(
     device: torch.device,
     config: TrainConfig,
     dataset: Dataset,
-) -> nn.Module:
+) -> ResNeXt:
     weights = torch.Generator().manual_seed(_weights_seed(seed))
     model = build(spec, generator=weights).to(device)
     kernels = resolve_kernels(
@@ -184,7 +184,7 @@ def _initial_model(
 
 @dataclass(frozen=True)
 class _Run:
-    model: nn.Module
+    model: ResNeXt
     optimizer: torch.optim.SGD
     config: TrainConfig
     data_config: DataConfig
@@ -379,7 +379,8 @@ def _check_finite(losses: Tensor, *, interval: int, epoch: int) -> None:
 def _evaluate(run: _Run, split: Split, *, name: str, progress: _Progress) -> _Score:
     """Plain cross entropy and error of a split, as it is, by the current weights."""
     losses, right = [], []
-    run.model.eval()
+    run.optimizer.zero_grad()  # A copy of the net must not copy its gradients.
+    model = for_evaluation(run.model)
     with torch.inference_mode():
         for batch in eval_batches(
             split,
@@ -393,7 +394,7 @@ def _evaluate(run: _Run, split: Split, *, name: str, progress: _Progress) -> _Sc
             if not run.config.channels_last:
                 images = images.contiguous()
             with _autocast(run):
-                logits = run.model(images).float()
+                logits = model(images).float()
             losses.append(F.cross_entropy(logits, batch.labels, reduction="sum"))
             right.append(logits.argmax(dim=1) == batch.labels)
         loss = torch.stack(losses).double().sum().item() / len(split.labels)

@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "fused": {"loops"},
     "layers": {"fused"},
     "blocks": {"layers"},
-    "model": {"blocks", "names"},
+    "model": {"blocks", "layers", "names"},
     "interop": {"model"},
     "hardware": set(),
     "images": {"config", "hardware"},

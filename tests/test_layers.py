@@ -15,7 +15,7 @@ from resnext_ablate import layers, tuning
 from resnext_ablate.config import TrainConfig
 from resnext_ablate.hardware import Precision
 from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels
-from resnext_ablate.model import ResNeXt, build
+from resnext_ablate.model import ResNeXt, build, for_evaluation
 from resnext_ablate.names import parse_spec
 from resnext_ablate.shapes import Conv
 from resnext_ablate.spec import InputError
@@ -261,6 +261,28 @@ def test_one_training_step_is_the_same_in_every_form(name: str) -> None:
     ours = torch.cat([fused_grads[key].flatten() for key in grads])
     assert _relative(ours, whole) < 1e-3  # a value near 0 may pass the ReLU or not
     assert _relative(fused_logits, logits) < 1e-3
+
+
+@pytest.mark.parametrize("name", [*NETS, "resnext50-2x2d-t4"])
+def test_folded_norms_change_nothing_but_rounding(name: str) -> None:
+    """The copy for evaluation has the net's logits, the net stays as it is, and no
+    batch norm is left behind a convolution."""
+    spec = parse_spec(name)
+    side = max(8, spec.total_stride)
+    model = build(spec, generator=torch.Generator().manual_seed(0)).double()
+    for seed in range(3):  # so that running averages are not those of the start
+        model(1 + _randn(4, spec.in_channels, side, side, seed=seed).double())
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    layers.settle(model, spec.layout(side), kernels="fused", forms={})
+    images = _randn(5, spec.in_channels, side, side, seed=9).double()
+    with torch.no_grad():
+        logits = for_evaluation(model)(images)
+        assert all(state[key].equal(held) for key, held in model.state_dict().items())
+        torch.testing.assert_close(logits, model.eval()(images), rtol=1e-9, atol=1e-9)
+    folded = [type(m).__name__ for m in for_evaluation(model).modules()]
+    assert folded.count("FoldedNorm2d") > 3
+    if "preact" not in name and "form" not in name:
+        assert "BatchNorm2d" not in folded
 
 
 def test_state_dicts_do_not_know_of_forms() -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from resnext_ablate import data, hardware, optimization, training
@@ -178,6 +178,7 @@ def test_one_cycle_rises_and_falls_in_straight_lines() -> None:
     steps_per_epoch=st.integers(1, 50),
     share=st.floats(0, 0.99),
 )
+@settings(deadline=None)
 def test_rates_stay_above_zero_and_within_the_full_rate(
     schedule: str, epochs: int, steps_per_epoch: int, share: float
 ) -> None:
