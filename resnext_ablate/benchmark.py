@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from resnext_ablate import tuning
 from resnext_ablate.certificate import (
     DeviceCosts,
     NetCost,
@@ -38,6 +39,7 @@ from resnext_ablate.hardware import (
     kernel_choice,
     synchronised_time_s,
 )
+from resnext_ablate.layers import settle
 from resnext_ablate.model import build
 from resnext_ablate.optimization import make_optimizer
 from resnext_ablate.roofline import Peaks, training_floor_s
@@ -113,6 +115,7 @@ def measure_here(specs: Sequence[ResNeXtSpec], *, setup: Setup) -> DeviceCosts:
     """As `measure`, in this process and its environment."""
     device = torch.device(setup.device)
     torch.set_num_threads(setup.num_threads)
+    setup = _with_forms(setup, specs, device=device)
     with kernel_choice(deterministic=setup.deterministic):
         benches = [_bench(spec, setup=setup, device=device) for spec in specs]
         steps, forwards = _interleaved(benches, setup=setup, device=device)
@@ -199,12 +202,30 @@ class _Bench:
         )
 
 
+def _with_forms(
+    setup: Setup, specs: Sequence[ResNeXtSpec], *, device: torch.device
+) -> Setup:
+    """The setup with the form of each convolution settled, as a study settles it."""
+    layouts = [spec.layout(setup.image_size) for spec in specs]
+    train = tuning.with_forms(
+        setup.train,
+        convs=[conv for layout in layouts for conv in layout.convs],
+        device=device,
+    )
+    return replace(setup, train=train)
+
+
 def _bench(spec: ResNeXtSpec, *, setup: Setup, device: torch.device) -> _Bench:
     generator = torch.Generator().manual_seed(0)
     layout = (
         torch.channels_last if setup.train.channels_last else torch.contiguous_format
     )
     model = build(spec, generator=generator).to(device).to(memory_format=layout)
+    kernels = tuning.resolve_kernels(
+        setup.train.kernels, device=device, channels_last=setup.train.channels_last
+    )
+    forms = {} if setup.train.conv_forms == "auto" else setup.train.conv_forms
+    settle(model, spec.layout(setup.image_size), kernels=kernels, forms=forms)
     size = (setup.train.batch_size, spec.in_channels, *(setup.image_size,) * 2)
     images = torch.randn(size, generator=generator).to(device)
     labels = torch.randint(spec.num_classes, size[:1], generator=generator)

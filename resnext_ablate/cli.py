@@ -19,6 +19,7 @@ import typer
 from resnext_ablate import (
     __version__,
     answers,
+    bench_commands,
     net_commands,
     results_commands,
     terminal,
@@ -66,7 +67,8 @@ def _options(
 
 app.command()(net_commands.describe)
 app.command()(net_commands.match)
-app.command()(net_commands.bench)
+app.command()(bench_commands.bench)
+app.command("bench-training")(bench_commands.bench_training)
 app.command("export-net")(net_commands.export_net)
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from resnext_ablate.answers import Answer, of_matches
 from resnext_ablate.matching import Match, percent
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from resnext_ablate.certificate import DeviceCosts, NetCost, Spread
+    from resnext_ablate.training_costs import TrainingCosts
 
 
 def of_costs(costs: DeviceCosts) -> Answer:
@@ -53,6 +57,53 @@ def of_measured_matches(matches: Sequence[Match], costs: DeviceCosts) -> Answer:
         ),
         num_text_columns=shapes.num_text_columns,
         closing=_how(costs),
+    )
+
+
+def of_training_costs(costs: TrainingCosts, *, path: Path) -> Answer:
+    """What each loop makes of the machine."""
+    rows = []
+    for one in costs.loops:
+        errors = one.test_errors_pct
+        rows.append(
+            (
+                one.title,
+                f"{one.images_per_s.median:,.0f}",
+                f"{one.ratio.median:.2f}",
+                f"{one.ratio.low:.2f} to {one.ratio.high:.2f}",
+                f"{one.runs_per_hour.median:,.0f}",
+                f"{one.runs_ratio.median:.2f}",
+                f"{one.roofline_pct:.0f} %",
+                f"{fmean(errors):.2f} %",
+                f"{min(errors):.2f} to {max(errors):.2f} %",
+                str(len(errors)),
+            )
+        )
+    peaks = costs.peaks
+    return Answer(
+        value=asdict(costs),
+        header=(
+            "loop",
+            "images/s",
+            "ratio",
+            "95 % interval",
+            "runs/h",
+            "ratio",
+            "of roofline",
+            "test error",
+            "over seeds",
+            "n",
+        ),
+        rows=tuple(rows),
+        closing=(
+            f"{costs.net} on {costs.num_train:,} images of {costs.data}, "
+            f"{costs.epochs} epochs, batch {costs.batch_size}; ours in "
+            f"{costs.precision}\n"
+            f"{costs.device}, {costs.num_cores} cores; peaks measured: "
+            f"{peaks.macs_per_s / 1e9:,.0f} G multiply-adds/s, "
+            f"{peaks.bytes_per_s / 1e9:,.1f} GB/s\n"
+            f"{path}, {path.with_suffix('.html').name}"
+        ),
     )
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from resnext_ablate import answers, cost_answers, matching, options, terminal
+from resnext_ablate.bench_commands import measuring
 from resnext_ablate.names import parse_setting, parse_spec
 from resnext_ablate.options import (
     Also,
@@ -27,21 +28,15 @@ from resnext_ablate.options import (
     Multiple,
     Nearest,
     NetName,
-    PrecisionOption,
     Reference,
-    Results,
     Sample,
-    SecondsPerNet,
     Seed,
-    Threads,
     Tolerance,
     WidthRule,
 )
 from resnext_ablate.spec import InputError, ResNeXtSpec
 
 if TYPE_CHECKING:
-    from resnext_ablate.benchmark import Setup
-    from resnext_ablate.certificate import DeviceCosts
     from resnext_ablate.feasible import Feasible
 
 
@@ -50,7 +45,7 @@ def describe(
 ) -> None:
     """The stage table of one net: macs, params and activations, checked by fvcore."""
     spec = parse_spec(net)
-    size = _image_size(image_size, spec)
+    size = options.image_size_of(image_size, spec)
     spec.layout(size)  # Refuses images that are too small before torch is loaded.
     from resnext_ablate.model import measure_fvcore
 
@@ -94,7 +89,7 @@ def match(
         tolerance_pct=options.percent(tolerance, option="--tolerance"),
         reference=_setting_of(template, reference),
         widths=widths,
-        image_size=_image_size(image_size, template),
+        image_size=options.image_size_of(image_size, template),
     )
     if count or sample is not None:
         answer = _of_space(
@@ -144,7 +139,7 @@ def _of_matches(request: _Request, *, when_none: matching.WhenNone) -> answers.A
 def _of_measured(request: _Request, *, device: str, batch_size: int) -> answers.Answer:
     from resnext_ablate.variants import matched_by_measuring
 
-    setup = _setup(device, request.image_size, batch_size=batch_size)
+    setup = measuring(device, request.image_size, batch_size=batch_size)
     terminal.talk(
         f"measuring on {setup.device}, a few seconds for each net and each width tried"
     )
@@ -223,88 +218,6 @@ def _drawn(
     ]
 
 
-def bench(
-    nets: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="NET... | STUDY.toml [KEY=VALUE]...",
-            help="Nets, the reference first; or a study, measured as it trains.",
-            show_default=False,
-        ),
-    ],
-    image_size: ImageSize = None,
-    device: Device = "auto",
-    batch_size: BatchSize = 128,
-    precision: PrecisionOption = "auto",
-    threads: Threads = 1,
-    seconds: SecondsPerNet = 3.0,
-    results: Results = Path("results"),
-    as_json: AsJson = False,
-) -> None:
-    """Measures step time, forward time and peak memory of nets on this device.
-
-    A study keeps what is measured: it joins the certificate in tables and report.
-    """
-    if nets[0].endswith(".toml"):
-        costs = _bench_study(Path(nets[0]), nets[1:], results=results, seconds=seconds)
-    else:
-        specs = tuple(map(parse_spec, nets))
-        size = _image_size(image_size, specs[0])
-        for spec in specs:
-            spec.layout(size)  # Refuses images that are too small before torch loads.
-        from resnext_ablate.benchmark import measure
-
-        setup = _setup(
-            device,
-            size,
-            batch_size=batch_size,
-            precision=precision,
-            num_threads=threads,
-            seconds_per_net=seconds,
-        )
-        costs = measure(specs, setup=setup)
-    terminal.print_answer(cost_answers.of_costs(costs), as_json=as_json)
-
-
-def _bench_study(
-    path: Path, overrides: list[str], *, results: Path, seconds: float
-) -> DeviceCosts:
-    """Measures a study's nets as its runs train, and keeps that in its folder."""
-    from resnext_ablate.config import load_study
-
-    config = load_study(path, overrides=overrides)
-    from resnext_ablate.study import measure_nets
-
-    return measure_nets(config, results=results, seconds_per_net=seconds)
-
-
-def _setup(
-    device: str,
-    image_size: int,
-    *,
-    batch_size: int,
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
-    num_threads: int = 1,
-    seconds_per_net: float = 3.0,
-) -> Setup:
-    """Measuring with the paper's CIFAR recipe, on a device that is there."""
-    import torch
-
-    from resnext_ablate.benchmark import Setup
-    from resnext_ablate.config import TrainConfig
-    from resnext_ablate.hardware import devices, resolve_precision
-
-    found = devices(device)[0]
-    settled = resolve_precision(precision, device=torch.device(found))
-    return Setup(
-        train=TrainConfig(epochs=1, batch_size=batch_size, precision=settled),
-        image_size=image_size,
-        device=found,
-        num_threads=num_threads,
-        seconds_per_net=seconds_per_net,
-    )
-
-
 def _setting_of(template: ResNeXtSpec, setting: str | None) -> ResNeXtSpec:
     if setting is None:
         return template
@@ -335,7 +248,7 @@ def export_net(
 ) -> None:
     """Writes a net with its weights, and checks that the file gives its outputs."""
     spec = parse_spec(net)
-    size = _image_size(image_size, spec)
+    size = options.image_size_of(image_size, spec)
     spec.layout(size)  # Refuses images that are too small before torch is loaded.
     from resnext_ablate import interop
 
@@ -351,9 +264,3 @@ def export_net(
         raise typer.Exit(1) from None
     answer = answers.of_export(spec, format=format, exported=exported)
     terminal.print_answer(answer, as_json=as_json)
-
-
-def _image_size(image_size: int | None, spec: ResNeXtSpec) -> int:
-    if image_size is not None:
-        return image_size
-    return 224 if spec.stem == "imagenet" else 32

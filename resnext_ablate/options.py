@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from resnext_ablate.matching import Hold, Widths
-from resnext_ablate.spec import InputError
+from resnext_ablate.spec import InputError, ResNeXtSpec
 
 StudyFile = Annotated[
     Path,
@@ -147,3 +147,10 @@ def percent(text: str, *, option: str) -> float:
         raise InputError(
             f"{option} must be a percentage, as in 1%; got {text!r}."
         ) from None
+
+
+def image_size_of(image_size: int | None, spec: ResNeXtSpec) -> int:
+    """The side that was asked for, or that of the nets of this stem in the paper."""
+    if image_size is not None:
+        return image_size
+    return 224 if spec.stem == "imagenet" else 32
