@@ -113,7 +113,8 @@ def resolve_precision(
     def measured(held: Mapping[str, object]) -> dict[str, object]:
         if held.get("precision") in ("fp32", "bf16"):
             return dict(held)
-        return {"precision": hardware.resolve_precision("auto", device=device)}
+        with hardware.one_thread():  # As runs train: more would wait for busy cores.
+            return {"precision": hardware.resolve_precision("auto", device=device)}
 
     kept = _kept({"what": "precision", **_machine(device)}, measured)
     return "bf16" if kept["precision"] == "bf16" else "fp32"
