@@ -305,9 +305,9 @@ def of_studies(
 
 def of_report(study: str, files: ReportFiles) -> Answer:
     """The verdict table of a study and where its report is."""
-    comparisons = _rows_of(files.evidence.comparisons)
+    comparisons = rows_of(files.evidence.comparisons)
     against = {str(row["variant"]): row for row in comparisons}
-    variants = _rows_of(files.evidence.variants)
+    variants = rows_of(files.evidence.variants)
     return Answer(
         value={
             "study": study,
@@ -398,7 +398,8 @@ def _stage_value(row: dict[str, Any]) -> dict[str, Any]:
     return {**row, **sums}
 
 
-def _rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """A frame for JSON, unknown numbers as null."""
     rows: list[dict[str, Any]] = frame.to_dict(orient="records")
     return [
         {key: None if value != value else value for key, value in row.items()}

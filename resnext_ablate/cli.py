@@ -148,6 +148,7 @@ app.command("ls")(results_commands.list_studies)
 app.command()(results_commands.report)
 app.command()(results_commands.verify)
 app.command()(results_commands.export)
+app.command()(results_commands.compare)
 
 
 def _close(outcome: Outcome) -> None:

@@ -7,9 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnext_ablate import answers
 from resnext_ablate.answers import Answer
 
 if TYPE_CHECKING:
+    from resnext_ablate.compare import StudyPair
     from resnext_ablate.verify import Verification
 
 MAX_FINDINGS = 20
@@ -65,6 +67,58 @@ def of_export(study: str, *, tables: Sequence[Path], figures: Sequence[Path]) ->
         },
         opening=f"{study}: {'; '.join(lines)}",
     )
+
+
+def of_pair(pair: StudyPair, *, html: Path) -> Answer:
+    """Two studies net by net, and where their settings differ."""
+    first, second = pair.names
+    nets, settings = pair.nets, pair.settings
+    rows = tuple(
+        (
+            row.variant_first,
+            _points(row.error_first, "{:.2f}"),
+            _points(row.difference_first, "{:+.2f}"),
+            row.variant_second,
+            _points(row.error_second, "{:.2f}"),
+            _points(row.difference_second, "{:+.2f}"),
+            _points(row.change, "{:+.2f}")
+            + (f" [{row.change_interval}]" if row.change_interval else ""),
+            str(row.verdict or ""),
+        )
+        for row in nets.fillna({"change_interval": "", "verdict": ""}).itertuples()
+    )
+    lines = [
+        f"  {row.setting}: {row.first} in {first}, {row.second} in {second}"
+        for row in settings.itertuples()
+    ]
+    differ = "\n".join(["settings that differ:", *lines]) if lines else ""
+    return Answer(
+        value={
+            "studies": list(pair.names),
+            "verdict": pair.verdict,
+            "page": str(html),
+            "nets": answers.rows_of(nets),
+            "settings": answers.rows_of(settings),
+        },
+        header=(
+            first,
+            "error",
+            "own diff.",
+            second,
+            "error",
+            "own diff.",
+            "change [95 %]",
+            "verdict",
+        ),
+        rows=rows,
+        closing="\n".join(
+            line for line in (pair.verdict, differ, f"page: {html}") if line
+        ),
+    )
+
+
+def _points(value: float | None, form: str) -> str:
+    return "" if value is None or value != value else form.format(value)
 
 
 def _short(text: str) -> str:

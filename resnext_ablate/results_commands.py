@@ -158,6 +158,33 @@ def export(
         raise missing
 
 
+def compare(
+    first: StudyName,
+    second: StudyName,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="The page. Default: FIRST-and-SECOND.html among the results.",
+            show_default=False,
+        ),
+    ] = None,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
+) -> None:
+    """Two studies side by side: nets of both, differences, settings that differ."""
+    from resnext_ablate import compare as pairs
+    from resnext_ablate import results_answers
+    from resnext_ablate.tables import read_tables
+
+    tables = [read_tables(study_folder(study, results)) for study in (first, second)]
+    pair = pairs.compare(tables[0], tables[1])
+    html = out or results / f"{pair.names[0]}-and-{pair.names[1]}.html"
+    pairs.write_page(pair, html)
+    answer = results_answers.of_pair(pair, html=html)
+    terminal.print_answer(answer, as_json=as_json)
+
+
 def study_folder(study: str, results: Path) -> Path:
     """The folder of a study that is given by name, study file or folder."""
     path = Path(study)
