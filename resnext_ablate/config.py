@@ -190,7 +190,9 @@ class RunConfig(_Part):
     seeds: int | Annotated[tuple[int, ...], _List] = 3
     """How many seeds (0, 1, ...), or the list of them."""
     executors: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
-    """Child processes that train; auto: one per core, or one per GPU."""
+    """Child processes that train; auto: one per core, or `runs_per_device` per GPU."""
+    runs_per_device: int = Field(default=1, ge=1, le=64)
+    """Runs that share a GPU side by side, where `executors` is auto."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     deterministic: bool = True
     """The same seed gives the same numbers on the same hardware."""

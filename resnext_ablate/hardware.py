@@ -11,7 +11,8 @@ import platform
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,6 +36,10 @@ TRAINING_ENVIRONMENT = {
 }
 """What a process that trains needs in its environment before it starts."""
 
+_CUDA_CONTEXT_MIB = 600
+"""About what a process takes of a GPU before its first tensor."""
+_USABLE_SHARE = 0.9
+"""Of a GPU's memory; fragments take the rest."""
 _CLEARLY_FASTER = 0.8
 """bf16 is taken on a CPU when it needs less than this share of fp32's time."""
 
@@ -64,6 +69,45 @@ def devices(wanted: str) -> tuple[str, ...]:
         f"run.device = {wanted!r}: this machine has no such device; it has "
         f"{', '.join(('cpu', *known))}."
     )
+
+
+def num_executors(found: Sequence[str], *, runs_per_device: int) -> int:
+    """How many executors these devices take: one per core, or so many per GPU.
+
+    Raises:
+        InputError: runs are to share a device that is a CPU.
+    """
+    if found[0] != "cpu":
+        return len(found) * runs_per_device
+    if runs_per_device > 1:
+        raise InputError(
+            f"run.runs_per_device = {runs_per_device}: runs share GPUs only, and this "
+            "study trains on the CPU, one run per core; run.executors changes that."
+        )
+    return usable_cores()
+
+
+def check_room(placed: Sequence[str], *, run_mib: float) -> None:
+    """Sees that the runs on each GPU have room beside each other.
+
+    Args:
+        placed: the device of each executor.
+        run_mib: what the largest net was measured to need.
+
+    Raises:
+        InputError: they have not.
+    """
+    for device, count in Counter(placed).items():
+        if device == "cpu":
+            continue
+        total_mib = torch.cuda.get_device_properties(device).total_memory / 2**20
+        room = int(total_mib * _USABLE_SHARE / (run_mib + _CUDA_CONTEXT_MIB))
+        if 1 <= room < count:
+            raise InputError(
+                f"{count} runs are to share {device}, but the largest net was measured "
+                f"to need {run_mib:,.0f} MiB, so that {room} have room in its "
+                f"{total_mib:,.0f} MiB; set run.runs_per_device = {room}."
+            )
 
 
 def resolve_precision(

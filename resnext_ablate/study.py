@@ -50,6 +50,7 @@ _MAY_CHANGE = (
     "net.measure",
     "run.seeds",
     "run.executors",
+    "run.runs_per_device",
     "run.max_attempts",
     "run.checkpoint_every_s",
     "run.lease_s",
@@ -138,6 +139,9 @@ def prepare(
         known=old_plan.nets if old_plan else (),
         known_costs=earlier.costs if earlier else None,
     )
+    if planned.costs:
+        largest_mib = max(net.peak_memory_mib for net in planned.costs.nets)
+        hardware.check_room(devices, run_mib=largest_mib)
     train = tuning.with_forms(
         config.train,
         convs=[
@@ -334,7 +338,7 @@ def _resolve(
     found = hardware.devices(run.device)
     run = run.model_copy(update={"device": found[0].partition(":")[0]})
     if run.executors == "auto":
-        count = hardware.usable_cores() if found == ("cpu",) else len(found)
+        count = hardware.num_executors(found, runs_per_device=run.runs_per_device)
         run = run.model_copy(update={"executors": count})
     train = tuning.settled(
         train,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -534,6 +535,24 @@ def test_precision_is_kept_or_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
         times = {"fp32": 1.0, "bf16": bf16_s}
         monkeypatch.setattr(hardware, "_probe_s", times.__getitem__)
         assert hardware.resolve_precision("auto", device=CPU) == expected
+
+
+def test_runs_share_gpus_where_they_have_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many executors per GPU; on a CPU, or without room, the message says what is
+    possible."""
+    two = ("cuda:0", "cuda:1")
+    assert hardware.num_executors(two, runs_per_device=3) == 6
+    assert hardware.num_executors(("cpu",), runs_per_device=1) >= 1
+    with pytest.raises(InputError, match="runs_per_device = 2: runs share GPUs only"):
+        hardware.num_executors(("cpu",), runs_per_device=2)
+
+    gpu = SimpleNamespace(total_memory=10_000 * 2**20)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
+    hardware.check_room(two * 3, run_mib=2400)  # 3 x (2400 + 600) = 9000
+    with pytest.raises(InputError, match=r"3 runs .* cuda:0.*runs_per_device = 2\."):
+        hardware.check_room(two * 3, run_mib=2500)
+    hardware.check_room(("cuda:0",), run_mib=50_000)  # Smaller batches may still do.
+    hardware.check_room(("cpu", "cpu"), run_mib=1e9)
 
 
 @pytest.mark.skipif(
