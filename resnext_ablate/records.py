@@ -255,10 +255,14 @@ def run_path(folder: Path, cell: str) -> Path:
 
 def write_run(record: RunRecord, folder: Path) -> bool:
     """Writes a run's file. A cell's first result stays: a later one gives False."""
+    return create_atomically(run_path(folder, record.cell), run_text(record))
+
+
+def run_text(record: RunRecord) -> str:
+    """A run as its file holds it."""
     values = {"schema_version": SCHEMA_VERSION, **dataclasses.asdict(record)}
     # NaN is no JSON; a loss that is not finite ends the run before it gets here.
-    text = json.dumps(values, allow_nan=False)
-    return create_atomically(run_path(folder, record.cell), text)
+    return json.dumps(values, allow_nan=False)
 
 
 def tidy(folder: Path, plan: Plan) -> dict[str, RunRecord]:
@@ -273,12 +277,14 @@ def tidy(folder: Path, plan: Plan) -> dict[str, RunRecord]:
     for path in folder.rglob(".*"):
         if _HALF_WRITTEN.fullmatch(path.name):
             path.unlink()
+    kept = {path.name for path in (folder / CHECKPOINTS_FOLDER).glob("*")}
     runs = {}
     for cell in plan.cells:
         run = read_run(folder, cell.id)
         if run is not None:
             runs[cell.id] = run
-            remove_checkpoints(folder, cell.id)
+            if cell.id in kept:
+                remove_checkpoints(folder, cell.id)
         elif (path := run_path(folder, cell.id)).exists():
             path.replace(path.with_name(f"{path.name}.damaged"))
     return runs

@@ -115,6 +115,10 @@ def in_mid_run(folder: Path) -> bool:
     return count(folder, young) > 0
 
 
+def num_running(folder: Path) -> int:
+    return count(folder, "SELECT COUNT(*) FROM trials WHERE state = 'RUNNING'")
+
+
 def lost_runs(folder: Path) -> int:
     return count(folder, "SELECT COUNT(*) FROM trials WHERE state = 'FAIL'")
 
