@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from resnext_ablate.records import Plan, RunRecord
     from resnext_ablate.report import ReportFiles
     from resnext_ablate.space import Space, Window
-    from resnext_ablate.study import PreparedStudy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,7 +122,7 @@ def of_matches(found: Sequence[Match]) -> Answer:
             }
             for one in found
         ],
-        header=("net", "C x d", *_COMPLEXITY_HEADER),
+        header=("net", "C x d", *COMPLEXITY_HEADER),
         rows=tuple(
             (
                 one.spec.name,
@@ -170,56 +169,6 @@ def of_space(
         rows=rows,
         num_text_columns=nets.num_text_columns,
         closing=nearest,
-    )
-
-
-def of_plan(prepared: PreparedStudy, *, num_done: int) -> Answer:
-    """What a study would run, and what of it is done."""
-    config, info = prepared.config, prepared.data.info
-    nets, cells = prepared.plan.nets, prepared.plan.cells
-    macs = {net.variant: net.macs for net in nets}
-    # A step costs about three forward passes: one forward, two backward.
-    passes = 3 * config.train.epochs * info.num_train
-    training_macs = sum(passes * macs[cell.variant] for cell in cells)
-    return Answer(
-        value={
-            "study": config.name,
-            "nets": [
-                {key: value for key, value in asdict(net).items() if key != "spec"}
-                for net in nets
-            ],
-            "num_runs": len(cells),
-            "num_done": num_done,
-            "executors": len(prepared.devices),
-            "device": config.run.device,
-            "precision": config.train.precision,
-            "training_macs": training_macs,
-        },
-        opening=f"{config.name}: {config.question}",
-        header=("variant", "net", *_COMPLEXITY_HEADER),
-        rows=tuple(
-            (
-                net.variant,
-                net.name,
-                f"{net.macs:,}",
-                f"{net.params:,}",
-                f"{net.activations:,}",
-                percent(net.macs_error_pct),
-                percent(net.params_error_pct),
-                percent(net.activations_error_pct),
-            )
-            for net in nets
-        ),
-        num_text_columns=2,
-        closing=(
-            f"{len(nets)} variants x {len(config.run.seed_list())} seeds = "
-            f"{len(cells)} runs of {config.train.epochs} epochs, {num_done} done\n"
-            f"{info.num_train} images to train on, {info.num_val} to validate, "
-            f"{info.num_test} to test; {info.image_size} x {info.image_size} pixels\n"
-            f"{len(prepared.devices)} executors on {config.run.device}, "
-            f"{config.train.precision}\n"
-            f"training compute: {training_macs:.3g} multiply-adds"
-        ),
     )
 
 
@@ -341,7 +290,7 @@ def of_report(study: str, files: ReportFiles) -> Answer:
     )
 
 
-_COMPLEXITY_HEADER = (
+COMPLEXITY_HEADER = (
     "macs",
     "params",
     "activations",

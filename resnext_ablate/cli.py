@@ -28,7 +28,8 @@ from resnext_ablate.options import AsJson, Overrides, Results, StudyFile
 from resnext_ablate.spec import InputError, MeasuringError, MissingExtraError
 
 if TYPE_CHECKING:
-    from resnext_ablate.study import Outcome
+    from resnext_ablate.planner import Spread
+    from resnext_ablate.study import Outcome, PreparedStudy
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -77,13 +78,33 @@ def plan(
     study: StudyFile,
     overrides: Overrides = None,
     results: Results = Path("results"),
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate",
+            help="Time short runs of every variant, for at most a minute.",
+        ),
+    ] = False,
+    spread: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POINTS|STUDY",
+            help="Spread between seeds, or a study that measured it.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What a study would run: its nets with their match, its runs, its compute."""
+    """What a study would run, take and show: nets, runs, power, time, memory, disk."""
     from resnext_ablate.config import load_study
 
     config = load_study(study, overrides=overrides or ())
-    from resnext_ablate import records, search_answers
+    if config.kind == "search" and (calibrate or spread):
+        raise InputError(
+            "--calibrate and --spread are for ablations: the nets "
+            "of a search are not known beforehand."
+        )
+    from resnext_ablate import planner, records, search_answers
     from resnext_ablate.study import prepare
 
     prepared = prepare(config, on_data=terminal.DataProgress())
@@ -95,8 +116,43 @@ def plan(
         num_fitting = space.feasible.count
         answer = search_answers.of_plan(prepared, num_fitting=num_fitting)
     else:
-        answer = answers.of_plan(prepared, num_done=len(runs))
+        answer = _plan_of(
+            prepared,
+            done={run.cell for run in runs},
+            spread=planner.chosen_spread(spread, study=config.name, results=results),
+            is_timed=calibrate,
+        )
     terminal.print_answer(answer, as_json=as_json)
+
+
+def _plan_of(
+    prepared: PreparedStudy, *, done: set[str], spread: Spread, is_timed: bool
+) -> answers.Answer:
+    from resnext_ablate import calibration, plan_answers, planner
+    from resnext_ablate.execution import ExecutorError
+
+    timed = None
+    if is_timed:
+        try:
+            timed = calibration.calibrate(
+                prepared.config,
+                nets=prepared.plan.nets,
+                prepared=prepared.data,
+                devices=prepared.devices,
+            )
+        except ExecutorError as error:
+            terminal.talk(f"error: {error}")
+            raise typer.Exit(1) from None
+    forecast = planner.forecast(
+        prepared.config,
+        cells=[cell for cell in prepared.plan.cells if cell.id not in done],
+        num_variants=len(prepared.plan.nets),
+        work=calibration.workload(prepared.config, prepared.data.info),
+        spread=spread,
+        calibration=timed,
+        num_executors=len(prepared.devices),
+    )
+    return plan_answers.of_plan(prepared, num_done=len(done), forecast=forecast)
 
 
 @app.command()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from resnext_ablate import answers, search_report
+from resnext_ablate import plan_answers, search_report
 from resnext_ablate.answers import Answer
 from resnext_ablate.matching import percent
 
@@ -18,7 +18,7 @@ def of_plan(prepared: PreparedStudy, *, num_fitting: int) -> Answer:
     """What a search would try, stop and confirm."""
     search = prepared.config.search
     assert search is not None
-    named = answers.of_plan(prepared, num_done=0)
+    named = plan_answers.of_plan(prepared, num_done=0, forecast=None)
     value: Any = named.value
     seeds = len(prepared.config.run.seed_list())
     epochs = prepared.config.train.epochs

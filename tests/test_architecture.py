@@ -25,6 +25,9 @@ ROOMS: dict[str, set[str]] = {
     "axes": {"costs", "space"},
     "space_bench": {"complexity", "costs", "feasible", "names", "space"},
     "roofline": set(),
+    # numbers
+    "stats": set(),
+    "power": {"stats"},
     # records
     "complaints": set(),
     "search_config": {"costs"},
@@ -120,6 +123,8 @@ ROOMS: dict[str, set[str]] = {
         "records",
         "trials",
     },
+    "planner": {"config", "power", "records", "stats"},
+    "calibration": {"config", "data", "execution", "planner", "records"},
     "study": {
         "benchmark",
         "certificate",
@@ -151,10 +156,8 @@ ROOMS: dict[str, set[str]] = {
         "training_costs",
     },
     # evidence
-    "stats": set(),
     "ranks": {"stats"},
     "effects": {"stats"},
-    "power": {"stats"},
     "families": {"power", "stats"},
     "verdicts": {"families", "power", "stats"},
     "image_tests": {"power", "stats", "verdicts"},
@@ -237,7 +240,15 @@ ROOMS: dict[str, set[str]] = {
     },
     "cost_answers": {"answers", "certificate", "matching", "training_costs"},
     "results_answers": {"answers", "compare", "verify"},
-    "search_answers": {"answers", "matching", "search_report", "study", "tables"},
+    "plan_answers": {"answers", "matching", "planner", "study"},
+    "search_answers": {
+        "answers",
+        "matching",
+        "plan_answers",
+        "search_report",
+        "study",
+        "tables",
+    },
     "terminal": {"answers", "progress"},
     "options": {"matching", "space"},
     "results_commands": {
@@ -290,6 +301,7 @@ ROOMS: dict[str, set[str]] = {
     "cli": {
         "answers",
         "bench_commands",
+        "calibration",
         "config",
         "execution",
         "guards",
@@ -297,6 +309,8 @@ ROOMS: dict[str, set[str]] = {
         "search_answers",
         "search_plan",
         "options",
+        "plan_answers",
+        "planner",
         "records",
         "results_commands",
         "study",
