@@ -39,6 +39,7 @@ RUNS_FOLDER = "runs"
 CHECKPOINTS_FOLDER = "checkpoints"
 LOCK_FILE = ".scheduler.lock"
 
+_CELL_ID = re.compile(r"[0-9a-f]{16}")
 _HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}")
 """Names that `tempfile` makes of those of our files."""
 
@@ -157,6 +158,11 @@ class RunRecord:
     peak_memory_mib: float | None = None
 
 
+def is_cell_id(text: object) -> bool:
+    """Whether this may name a file: plans and storages may come from strangers."""
+    return isinstance(text, str) and _CELL_ID.fullmatch(text) is not None
+
+
 def cell_id(spec: ResNeXtSpec, seed: int) -> str:
     """Names the run of a net with a seed; also its file's name."""
     text = json.dumps([spec.to_dict(), seed], sort_keys=True)
@@ -236,7 +242,7 @@ def read_plan(folder: Path) -> Plan:
         values = _read_versioned(path)
         return Plan(
             nets=tuple(NetRecord(**net) for net in values["nets"]),
-            cells=tuple(Cell(**cell) for cell in values["cells"]),
+            cells=tuple(_cell(cell) for cell in values["cells"]),
             provenance=values["provenance"],
             trials=tuple(Trial(**trial) for trial in values.get("trials", ())),
         )
@@ -247,6 +253,13 @@ def read_plan(folder: Path) -> Plan:
         ) from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: damaged: {error}.") from None
+
+
+def _cell(values: dict[str, Any]) -> Cell:
+    cell = Cell(**values)
+    if not is_cell_id(cell.id):
+        raise ValueError(f"{cell.id!r} is no cell")
+    return cell
 
 
 def run_path(folder: Path, cell: str) -> Path:

@@ -299,7 +299,9 @@ def opening_errors(place: str) -> Iterator[None]:
             f"run.storage = {place!r} needs the package {error.name}: "
             "pip install 'resnext-ablate[postgresql]'."
         ) from None
-    except (SQLAlchemyError, StorageInternalError, RuntimeError) as error:
+    except InputError:
+        raise
+    except (*NO_ANSWER, RuntimeError, ValueError, KeyError, TypeError) as error:
         remedy = (
             f"Move it away and run again: {_REBUILD}"
             if "://" not in place

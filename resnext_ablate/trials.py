@@ -21,7 +21,14 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from resnext_ablate.attempts import AttemptRecord, attempt_path, write_attempt
 from resnext_ablate.progress import RunningRun
-from resnext_ablate.records import Cell, EpochRecord, NetRecord, Plan, RunRecord
+from resnext_ablate.records import (
+    Cell,
+    EpochRecord,
+    NetRecord,
+    Plan,
+    RunRecord,
+    is_cell_id,
+)
 from resnext_ablate.spec import spec_from_dict
 from resnext_ablate.storage import (
     NO_ANSWER,
@@ -253,13 +260,14 @@ def _running(storage: Storage) -> Sequence[FrozenTrial]:
 
 def _record_lost(trial: FrozenTrial, *, folder: Path, reason: str) -> None:
     attributes = trial.user_attrs
-    if "attempt" not in attributes:
-        return  # Of a release that kept no record of attempts.
+    number = attributes.get("attempt")
+    if not isinstance(number, int) or not is_cell_id(attributes.get("cell")):
+        return  # Not of ours, or of a release that kept no record of attempts.
     lost = AttemptRecord(
         cell=attributes["cell"],
         variant=attributes["variant"],
         seed=trial.params["seed"],
-        number=attributes["attempt"],
+        number=number,
         cause="scheduler_died",
         reason=reason,
         epoch=trial.last_step or 0,
