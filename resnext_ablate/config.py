@@ -192,7 +192,17 @@ class RunConfig(_Part):
     executors: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     """Child processes that train; auto: one per core, or `runs_per_device` per GPU."""
     runs_per_device: int = Field(default=1, ge=1, le=64)
-    """Runs that share a GPU side by side, where `executors` is auto."""
+    """Runs that share a GPU side by side, where `executors` is auto, and on Ray."""
+    engine: Literal["local", "ray", "slurm"] = "local"
+    """Where executors are: on this machine, on a Ray cluster, in Slurm jobs."""
+    ray_address: str | None = None
+    """Of the cluster, HOST:PORT or "auto"; None: one is started on this machine."""
+    slurm_cluster: Literal["slurm", "local"] = "slurm"
+    """local: jobs are processes of this machine, to try a study out."""
+    slurm_timeout_min: int = Field(default=240, ge=1)
+    """Minutes of a job; then it saves its run and queues again."""
+    slurm_options: dict[str, str | int] = {}
+    """Further options of sbatch, such as { partition = "gpu", account = "lab" }."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     deterministic: bool = True
     """The same seed gives the same numbers on the same hardware."""
@@ -207,6 +217,19 @@ class RunConfig(_Part):
     """Where Optuna's trials go: a file in the results, or a database by its URL,
     postgresql://USER@HOST:PORT/DATABASE. Its password comes from PGPASSWORD or from
     ~/.pgpass, and never from here."""
+
+    @model_validator(mode="after")
+    def _engine_has_what_it_needs(self) -> Self:
+        if self.engine != "local" and self.executors == "auto":
+            raise ValueError(
+                f'engine = "{self.engine}" needs executors = N: those without room wait'
+            )
+        if self.ray_address is not None and self.engine != "ray":
+            raise ValueError('ray_address needs engine = "ray"')
+        of_slurm = self.slurm_cluster != "slurm" or self.slurm_options
+        if of_slurm and self.engine != "slurm":
+            raise ValueError('slurm_cluster and slurm_options need engine = "slurm"')
+        return self
 
     @field_validator("storage")
     @classmethod

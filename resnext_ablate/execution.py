@@ -1,4 +1,4 @@
-"""Where runs execute: executors as child processes, their jobs and their messages.
+"""Where runs execute: executors, their jobs and their messages, and channels to them.
 
 An executor reads one job per line of JSON from standard input and answers with one
 message per line on standard output; `executor` is its side. None touches Optuna.
@@ -17,16 +17,17 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Protocol, Self
 
 from resnext_ablate import records
 from resnext_ablate.hardware import TRAINING_ENVIRONMENT
 from resnext_ablate.records import EpochRecord
 
 LOCK_FILE = ".executors.lock"
+LOGS_FOLDER = "logs"
 
 _PROGRAM = "resnext_ablate.executor"
 
@@ -88,13 +89,47 @@ class Message:
     """What a ready executor runs."""
 
 
-class Executors:
-    """A fixed number of child processes, each busy with at most one job."""
+@dataclass(frozen=True)
+class Ending:
+    """Why an executor has ended."""
 
-    def __init__(self, count: int, *, study_folder: Path) -> None:
-        self._folder = study_folder
+    reason: str
+    by_signal: bool
+    """Rather than of itself; that says nothing about the next start."""
+
+
+class Channel(Protocol):
+    """A line to one executor, wherever it is."""
+
+    def write(self, line: str) -> None:
+        """Sends a line; one to an executor that has ended is lost."""
+
+    def lines(self) -> Iterator[str]:
+        """What the executor says, until it has ended."""
+
+    def ending(self) -> Ending:
+        """Why it ended, once its lines have."""
+
+    def kill(self) -> None:
+        """Ends the executor whatever it does."""
+
+    def close(self) -> None:
+        """Ends it, and waits until it has ended."""
+
+
+class Executors:
+    """A fixed number of executors, each busy with at most one job."""
+
+    def __init__(self, count: int, *, open_channel: Callable[[int], Channel]) -> None:
+        """Starts executors.
+
+        Args:
+            count: how many.
+            open_channel: starts an executor by its number.
+        """
+        self._open_channel = open_channel
         self._messages: queue.SimpleQueue[Message] = queue.SimpleQueue()
-        self._processes: list[subprocess.Popen[str] | None] = [None] * count
+        self._channels: list[Channel | None] = [None] * count
         for index in range(count):
             self.start(index)
 
@@ -106,23 +141,11 @@ class Executors:
 
     def start(self, index: int) -> None:
         """Starts an executor, or one in place of a dead one."""
-        self._close_process(index)
-        log_folder = self._folder / "logs"
-        log_folder.mkdir(exist_ok=True)
-        with (log_folder / f"executor-{index}.log").open("a", encoding="utf-8") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", _PROGRAM, str(self._folder / LOCK_FILE)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                env={**os.environ, **TRAINING_ENVIRONMENT},
-                # Ctrl-C reaches the scheduler alone, which then decides.
-                start_new_session=True,
-            )
-        self._processes[index] = process
+        self._close_channel(index)
+        channel = self._open_channel(index)
+        self._channels[index] = channel
         listener = threading.Thread(
-            target=_listen, args=(index, process, self._messages), daemon=True
+            target=_listen, args=(index, channel, self._messages), daemon=True
         )
         listener.start()
 
@@ -136,15 +159,15 @@ class Executors:
 
     def stop(self) -> None:
         """Asks all executors to save their runs and hand them back."""
-        for index, process in enumerate(self._processes):
-            if process is not None:
+        for index, channel in enumerate(self._channels):
+            if channel is not None:
                 self._write(index, {"stop": True})
 
     def kill(self, index: int) -> None:
         """Ends an executor that gives no sign of life; its death is told as any."""
-        process = self._processes[index]
-        if process is not None:
-            process.kill()
+        channel = self._channels[index]
+        if channel is not None:
+            channel.kill()
 
     def next_message(self, *, timeout_s: float) -> Message | None:
         """The next message of any executor; None when none came in time."""
@@ -155,26 +178,110 @@ class Executors:
 
     def close(self) -> None:
         """Ends all executors, whatever they are doing."""
-        for index in range(len(self._processes)):
-            self._close_process(index)
+        for index in range(len(self._channels)):
+            self._close_channel(index)
 
     def _write(self, index: int, values: dict[str, Any]) -> None:
-        process = self._processes[index]
-        assert process is not None and process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.write(json.dumps(values) + "\n")
-            process.stdin.flush()
+        channel = self._channels[index]
+        assert channel is not None
+        channel.write(json.dumps(values) + "\n")
 
-    def _close_process(self, index: int) -> None:
-        process = self._processes[index]
-        if process is None:
-            return
-        process.kill()
-        process.wait()
-        if process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
-        self._processes[index] = None
+    def _close_channel(self, index: int) -> None:
+        channel = self._channels[index]
+        if channel is not None:
+            channel.close()
+        self._channels[index] = None
+
+
+class LocalChannel:
+    """An executor as a child process of this one."""
+
+    def __init__(self, index: int, *, folder: Path, core: int | None) -> None:
+        """Starts it.
+
+        Args:
+            index: its number.
+            folder: the study's.
+            core: the one that it keeps to; None: any.
+        """
+        log_folder = folder / LOGS_FOLDER
+        log_folder.mkdir(exist_ok=True)
+        with (log_folder / f"executor-{index}.log").open("a", encoding="utf-8") as log:
+            self._process = start_process(folder, log=log)
+        if core is not None:
+            # Its threads, of which it has none yet, will keep to the core as well.
+            os.sched_setaffinity(self._process.pid, {core})
+
+    def write(self, line: str) -> None:
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+
+    def lines(self) -> Iterator[str]:
+        assert self._process.stdout is not None
+        with self._process.stdout:
+            yield from self._process.stdout
+
+    def ending(self) -> Ending:
+        return ending_of(self._process)
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def close(self) -> None:
+        end_process(self._process)
+
+
+def open_locally(folder: Path, *, devices: Sequence[str]) -> Callable[[int], Channel]:
+    """Executors on this machine; each keeps to a core where they fill it.
+
+    Where they are fewer than cores, the system finds free ones better than we do.
+
+    Args:
+        folder: the study's.
+        devices: one for each executor.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    fills = set(devices) == {"cpu"} and len(devices) == len(cores)
+
+    def open_channel(index: int) -> LocalChannel:
+        core = cores[index] if fills else None
+        return LocalChannel(index, folder=folder, core=core)
+
+    return open_channel
+
+
+def start_process(folder: Path, *, log: IO[str]) -> subprocess.Popen[str]:
+    """Starts the process of an executor that holds a folder's lock."""
+    return subprocess.Popen(
+        [sys.executable, "-m", _PROGRAM, str(folder / LOCK_FILE)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, **TRAINING_ENVIRONMENT},
+        # Ctrl-C reaches the scheduler alone, which then decides.
+        start_new_session=True,
+    )
+
+
+def end_process(process: subprocess.Popen[str]) -> None:
+    """Kills an executor's process and waits until it has ended."""
+    process.kill()
+    process.wait()
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+
+
+def ending_of(process: subprocess.Popen[str]) -> Ending:
+    """Waits for a process to end, and says why it did."""
+    code = process.wait()
+    if code < 0:
+        name = signal.Signals(-code).name
+        return Ending(f"executor killed by {name}", by_signal=True)
+    return Ending(f"executor exited with code {code}", by_signal=False)
 
 
 def refuse_other_versions(theirs: Mapping[str, str]) -> None:
@@ -210,25 +317,17 @@ def wait_for_executors(study_folder: Path, *, timeout_s: float = 30.0) -> bool:
                 time.sleep(0.05)
 
 
-def _listen(
-    index: int,
-    process: subprocess.Popen[str],
-    messages: queue.SimpleQueue[Message],
-) -> None:
-    assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            values = json.loads(line)
-            if epoch := values.pop("epoch", None):
-                values["epoch"] = EpochRecord(**epoch)
-            epochs = values.pop("epochs", ())
-            values["epochs"] = tuple(EpochRecord(**epoch) for epoch in epochs)
-            messages.put(Message(executor=index, **values))
-    code = process.wait()
-    if code < 0:
-        reason = f"executor killed by {signal.Signals(-code).name}"
-    else:
-        reason = f"executor exited with code {code}"
+def _listen(index: int, channel: Channel, messages: queue.SimpleQueue[Message]) -> None:
+    for line in channel.lines():
+        values = json.loads(line)
+        if epoch := values.pop("epoch", None):
+            values["epoch"] = EpochRecord(**epoch)
+        epochs = values.pop("epochs", ())
+        values["epochs"] = tuple(EpochRecord(**epoch) for epoch in epochs)
+        messages.put(Message(executor=index, **values))
+    end = channel.ending()
     messages.put(
-        Message(executor=index, event="died", reason=reason, by_signal=code < 0)
+        Message(
+            executor=index, event="died", reason=end.reason, by_signal=end.by_signal
+        )
     )

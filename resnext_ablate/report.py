@@ -311,4 +311,4 @@ def equality(nets: pd.DataFrame, config: NetConfig) -> str:
         if worst <= config.tolerance_pct:
             return f"At equal {word} (within {max(worst, 0.1):.1f} %)"
     ratios = 1 + nets["macs_error_pct"] / 100
-    return f"With {ratios.min():.2g} to {ratios.max():.2g} times the reference's FLOPs"
+    return f"With {ratios.min():.3g} to {ratios.max():.3g} times the reference's FLOPs"

@@ -16,6 +16,7 @@ from resnext_ablate import attempts, records
 from resnext_ablate.attempts import AttemptRecord, Cause, Tally
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.execution import (
+    Channel,
     ExecutorError,
     Executors,
     Job,
@@ -91,6 +92,7 @@ class Schedule:
         folder: Path,
         data_folder: Path,
         devices: Sequence[str],
+        open_channel: Callable[[int], Channel],
         on_progress: Callable[[Progress], None],
         grower: Grower | None = None,
     ) -> None:
@@ -102,6 +104,7 @@ class Schedule:
         self._folder = folder
         self._data_folder = data_folder
         self._devices = devices
+        self._open_channel = open_channel
         self._on_progress = on_progress
         self._environment = records.environment()
         self._todo = deque(cell for cell in plan.cells if cell.id not in runs)
@@ -132,7 +135,7 @@ class Schedule:
         count = len(self._devices)
         if self._grower is None:
             count = min(count, len(self._todo))
-        with Executors(count, study_folder=self._folder) as executors:
+        with Executors(count, open_channel=self._open_channel) as executors:
             self._starting = dict.fromkeys(range(count), time.monotonic())
             try:
                 while not should_stop() and self._is_open():
@@ -185,6 +188,8 @@ class Schedule:
         attempt = self._attempts.get(message.executor)
         if attempt is not None:
             attempt.last_sign = now
+        elif message.executor in self._starting:
+            self._starting[message.executor] = now
         if now - asked_at > self._config.run.lease_s / 2:
             # This process was stopped itself: silence in that time says nothing.
             for other in self._attempts.values():

@@ -21,6 +21,7 @@ from resnext_ablate import (
     benchmark,
     certificate,
     data,
+    engines,
     execution,
     guards,
     hardware,
@@ -49,6 +50,11 @@ _MAY_CHANGE = (
     "net.tolerance_pct",
     "net.measure",
     "run.seeds",
+    "run.engine",
+    "run.ray_address",
+    "run.slurm_cluster",
+    "run.slurm_timeout_min",
+    "run.slurm_options",
     "run.executors",
     "run.runs_per_device",
     "run.max_attempts",
@@ -305,18 +311,25 @@ def _carry_out(
     grower = _grower(prepared, plan, folder=folder, runs=opened.study)
     plan = grower.plan if grower else plan
     ledger = trials.Ledger(opened, lock=lock)
-    schedule = Schedule(
-        ledger,
-        config=config,
-        plan=plan,
-        runs=runs,
-        folder=folder,
-        data_folder=prepared.data.folder,
+    with engines.opened(
+        config,
         devices=prepared.devices,
-        on_progress=on_progress,
-        grower=grower,
-    )
-    schedule.run(should_stop=should_stop)
+        folder=folder,
+        data_checksum=prepared.data.info.checksum,
+    ) as open_channel:
+        schedule = Schedule(
+            ledger,
+            config=config,
+            plan=plan,
+            runs=runs,
+            folder=folder,
+            data_folder=prepared.data.folder,
+            devices=prepared.devices,
+            open_channel=open_channel,
+            on_progress=on_progress,
+            grower=grower,
+        )
+        schedule.run(should_stop=should_stop)
     if ledger.was_silent:
         # Whatever was written without an answer, the run files know better.
         plan = grower.plan if grower else plan

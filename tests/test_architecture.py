@@ -115,6 +115,10 @@ ROOMS: dict[str, set[str]] = {
         "search_config",
         "variants",
     },
+    "nodes": {"config", "data"},
+    "ray_engine": {"config", "execution", "hardware", "nodes", "records"},
+    "slurm_engine": {"config", "execution", "nodes", "records"},
+    "engines": {"config", "execution", "ray_engine", "slurm_engine"},
     "schedule": {
         "attempts",
         "config",
@@ -130,6 +134,7 @@ ROOMS: dict[str, set[str]] = {
         "certificate",
         "config",
         "data",
+        "engines",
         "execution",
         "guards",
         "hardware",
@@ -362,6 +367,8 @@ KEEPERS = {
         "loops_page",
         "page",
     },
+    "ray": {"ray_engine"},
+    "submitit": {"slurm_engine"},
     "typer": {"bench_commands", "cli", "net_commands", "options", "results_commands"},
     "rich": {"terminal"},
 }

@@ -324,3 +324,20 @@ def test_search_needs_its_part(tmp_path: Path) -> None:
     assert "needs a [search] part" in refusal(
         tmp_path, MINIMAL + "\n[run]\nseeds = 2\n", "kind=search"
     )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["run.engine=ray"], 'engine = "ray" needs executors = N'),
+        (["run.engine=slurm"], 'engine = "slurm" needs executors = N'),
+        (["run.ray_address=auto"], 'ray_address needs engine = "ray"'),
+        (["run.slurm_cluster=local"], 'slurm_options need engine = "slurm"'),
+        (["run.engine=rey"], "must be 'local', 'ray' or 'slurm', got 'rey' (did you"),
+    ],
+)
+def test_options_of_another_engine_are_refused(
+    tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    """No option is accepted that would do nothing."""
+    assert message in refusal(tmp_path, MINIMAL, *overrides)
