@@ -19,7 +19,14 @@ import numpy as np
 
 from resnext_ablate import data, records
 from resnext_ablate.config import StudyConfig
-from resnext_ablate.execution import LOCK_FILE, ExecutorError, Executors, Job, Message
+from resnext_ablate.execution import (
+    LOCK_FILE,
+    ExecutorError,
+    Executors,
+    Job,
+    Message,
+    open_locally,
+)
 from resnext_ablate.planner import Calibration, RunCost, Workload
 from resnext_ablate.records import NetRecord
 
@@ -94,7 +101,8 @@ def calibrate(
         (folder / records.RUNS_FOLDER).mkdir()
         (folder / LOCK_FILE).touch()
         bench = _Bench(config, prepared, devices, folder, start + BUDGET_S)
-        with Executors(len(devices), study_folder=folder) as executors:
+        open_channel = open_locally(folder, devices=devices)
+        with Executors(len(devices), open_channel=open_channel) as executors:
             startup_s = bench.wait_until_ready(executors) - start
             largest = max(nets, key=lambda net: net.macs)
             pilot = bench.run(
