@@ -31,10 +31,15 @@ _LINE = 32
 _ZERO = np.float32(0)
 _INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
-# Only a multiplication and an addition may become one: NaN must come out as NaN.
-_compiled: Any = numba.njit(
-    nogil=True, cache=True, fastmath={"contract"}, error_model="numpy"
-)
+
+def _compiled(function: Any) -> Any:
+    """Compiled at its first call, and kept on disk where a folder can be written."""
+    # Only a multiplication and an addition may become one: NaN must come out as NaN.
+    options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        return numba.njit(function, nogil=True, cache=True, **options)
+    except RuntimeError:
+        return numba.njit(function, nogil=True, **options)
 
 
 @intrinsic

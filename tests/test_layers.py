@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+import numba
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from resnext_ablate import layers, tuning
+from resnext_ablate import layers, loops, tuning
 from resnext_ablate.config import TrainConfig
 from resnext_ablate.hardware import Precision
 from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels
@@ -196,6 +198,22 @@ def test_what_is_no_number_stays_none() -> None:
         features[0, 1, 0, 0] = float("nan")
         out = norm.relu(features)
         assert out[:, 1].isnan().all() and not out[:, [0, 2, 3]].isnan().any()
+
+
+def test_loops_compile_where_no_folder_can_be_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Without a place for compiled code they are compiled in each process."""
+    njit = numba.njit
+
+    def refusing(function: Any, *, cache: bool = False, **options: Any) -> Any:
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return njit(function, **options)
+
+    monkeypatch.setattr(numba, "njit", refusing)
+    doubled = loops._compiled(lambda value: 2 * value)
+    assert doubled(21) == 42
 
 
 def test_evaluation_is_torchs() -> None:
