@@ -224,6 +224,8 @@ def reconcile(
                 _record_lost(trial, folder=folder, reason=reason)
                 ledger.tell_lost(trial._trial_id, reason=reason)
             else:
+                for epoch in run.epochs:
+                    ledger.report(trial._trial_id, epoch=epoch)
                 ledger.tell(trial._trial_id, run=run)
         told = told_cells(storage)
         for cell in plan.cells:
@@ -235,6 +237,7 @@ def reconcile(
                     state=_STATES[run.state],
                     values=_values(run),
                     attributes=_result_attributes(run),
+                    epochs=run.epochs,
                 )
                 storage.backend.create_new_trial(storage.study_id, finished)
 
@@ -284,6 +287,7 @@ def _trial(
     state: TrialState,
     values: Sequence[float] | None = None,
     attributes: dict[str, str | float] | None = None,
+    epochs: Sequence[EpochRecord] = (),
 ) -> FrozenTrial:
     spec = spec_from_dict(net.spec)
     return create_trial(
@@ -297,6 +301,7 @@ def _trial(
             "seed": cell.seed,
         },
         distributions=dict(_DISTRIBUTIONS),
+        intermediate_values={one.epoch: one.val_error_pct for one in epochs},
         user_attrs={
             "cell": cell.id,
             "variant": cell.variant,

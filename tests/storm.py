@@ -174,6 +174,9 @@ def schedule(folder: Path, *, url: str, num_cells: int, num_executors: int) -> i
             folder=folder,
             data_folder=folder,
             devices=["cpu"] * num_executors,
+            open_channel=execution.open_locally(
+                folder, devices=["cpu"] * num_executors
+            ),
             on_progress=lambda progress: None,
         ).run(should_stop=lambda: bool(caught))
         storage.close(opened)

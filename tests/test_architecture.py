@@ -129,6 +129,15 @@ ROOMS: dict[str, set[str]] = {
     },
     "planner": {"config", "power", "records", "stats"},
     "calibration": {"config", "data", "execution", "planner", "records"},
+    "schedule_bench": {
+        "config",
+        "execution",
+        "names",
+        "records",
+        "schedule",
+        "storage",
+        "trials",
+    },
     "study": {
         "benchmark",
         "certificate",

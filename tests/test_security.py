@@ -187,3 +187,20 @@ def test_a_finished_trial_is_not_ended_twice(tmp_path: Path) -> None:
     (told,) = opened.study.get_trials()
     assert told.value == run.epochs[-1].val_error_pct
     storage.close(opened)
+
+
+def test_a_rebuilt_storage_has_every_epoch(tmp_path: Path) -> None:
+    """Trials made from run files, or told late, have the values of all epochs."""
+    plan = plan_of(2)
+    opened = storage.open_storage("sqlite", folder=tmp_path, name="s", study_id="")
+    ledger = trials.Ledger(opened, lock=None)
+    ledger.claim(net=plan.nets[0], cell=plan.cells[0], attempt=1)
+    runs = {cell.id: run_of(cell) for cell in plan.cells}
+    trials.reconcile(opened, plan=plan, runs=runs, folder=tmp_path)
+    for trial in opened.study.get_trials():
+        run = runs[trial.user_attrs["cell"]]
+        values = {epoch.epoch: epoch.val_error_pct for epoch in run.epochs}
+        assert trial.intermediate_values == values
+        assert trial.value == run.epochs[-1].val_error_pct
+    assert len(opened.study.get_trials()) == 2
+    storage.close(opened)

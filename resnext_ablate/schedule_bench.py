@@ -1,0 +1,323 @@
+"""What scheduling costs: `python -m resnext_ablate.schedule_bench [POSTGRESQL-URL]`.
+
+The scheduler, its storage and the files of runs are the real ones; executors are
+threads that sleep in place of training and speak the real protocol. A study of many
+runs is made of run files first, so that its storage is as full as it would be.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import queue
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy
+
+from resnext_ablate import records, storage, trials
+from resnext_ablate.config import StudyConfig
+from resnext_ablate.execution import Ending
+from resnext_ablate.names import parse_spec
+from resnext_ablate.records import Cell, EpochRecord, NetRecord, Plan, RunRecord
+from resnext_ablate.schedule import Schedule
+
+SIZES = (100, 1_000, 5_000, 10_000)
+"""Runs that a study already has."""
+NUM_EPOCHS = 20
+NUM_TIMED = 30
+"""Runs that are scheduled beyond those, for the time of one."""
+EXECUTORS = (1, 4, 16, 64)
+RUN_S = 10.0
+
+_SPEC = parse_spec("resnet11-t8")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a storage of a size costs."""
+
+    storage: str
+    num_runs: int
+    opening_s: float
+    """Open it, read the run files, bring both in line."""
+    run_ms: float
+    """From one run of 20 epochs that takes no time to the next."""
+    run_cpu_ms: float
+    """Of that, this process's."""
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Sleeping runs of ten seconds on executors side by side."""
+
+    num_executors: int
+    num_runs: int
+    ideal_s: float
+    took_s: float
+
+    @property
+    def share_pct(self) -> float:
+        return 100 * self.ideal_s / self.took_s
+
+
+class SleepingChannel:
+    """An executor that sleeps in place of training."""
+
+    def __init__(self, run_s: float, num_epochs: int) -> None:
+        self._run_s = run_s
+        self._num_epochs = num_epochs
+        self._jobs: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+
+    def write(self, line: str) -> None:
+        self._jobs.put(json.loads(line).get("job"))
+
+    def lines(self) -> Iterator[str]:
+        yield json.dumps({"event": "ready", "versions": records.running_versions()})
+        while (job := self._jobs.get()) is not None:
+            run = _run_of(Cell(job["cell"], job["variant"], job["seed"]))
+            about = {"cell": job["cell"], "attempt": job["attempt"]}
+            for epoch in run.epochs[: self._num_epochs]:
+                if self._run_s:
+                    time.sleep(self._run_s / self._num_epochs)
+                values = dataclasses.asdict(epoch)
+                yield json.dumps({"event": "epoch", "epoch": values, **about})
+            records.write_run(run, Path(job["study_folder"]))
+            yield json.dumps({"event": "finished", **about})
+
+    def ending(self) -> Ending:
+        return Ending("asked to", by_signal=False)
+
+    def kill(self) -> None:
+        self._jobs.put(None)
+
+    def close(self) -> None:
+        self.kill()
+
+
+def cost(url: str, *, num_runs: int) -> Cost:
+    """Times a study that has so many runs: to open it, and to do some more."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / f"bench-{random.randrange(1 << 32):08x}"
+        (folder / records.RUNS_FOLDER).mkdir(parents=True)
+        full, more = _plan(num_runs), _plan(num_runs + NUM_TIMED)
+        _fill(url, folder=folder, plan=full)
+        start = time.perf_counter()
+        opened, runs = _open(url, folder=folder, plan=more)
+        opening_s = time.perf_counter() - start
+        start, cpu_start = time.perf_counter(), time.process_time()
+        _run(opened, folder=folder, plan=more, runs=runs, num_executors=1, run_s=0.0)
+        took_s = time.perf_counter() - start
+        cpu_s = time.process_time() - cpu_start
+        _remove(opened, url, name=folder.name)
+    kind = url.partition(":")[0]
+    each = 1000 / NUM_TIMED
+    return Cost(kind, num_runs, opening_s, each * took_s, each * cpu_s)
+
+
+def _fill(url: str, *, folder: Path, plan: Plan) -> None:
+    """Makes the run files of a plan, and their trials as copies of the first one's."""
+    first, *rest = plan.cells
+    for cell in plan.cells:
+        path = records.run_path(folder, cell.id)
+        path.write_text(records.run_text(_run_of(cell)), encoding="utf-8")
+    opened, _ = _open(url, folder=folder, plan=replace(plan, cells=(first,)))
+    trial = opened.study.get_trials(deepcopy=False)[0]._trial_id
+    engine = opened.backend.engine
+    tables = sqlalchemy.MetaData()
+    tables.reflect(engine)
+    with engine.begin() as connection:
+        for name in _TABLES_OF_TRIALS:
+            table = tables.tables[name]
+            found = connection.execute(table.select().where(table.c.trial_id == trial))
+            rows = [dict(row) for row in found.mappings()]
+            copies = [
+                _copy(row, table, cell=cell, trial=trial + index, number=index)
+                for index, cell in enumerate(rest, start=1)
+                for row in rows
+            ]
+            connection.execute(table.insert(), copies)
+        if engine.dialect.name == "postgresql":
+            connection.execute(sqlalchemy.text(_CATCH_UP))
+    storage.close(opened)
+
+
+def _copy(
+    row: dict[str, Any],
+    table: sqlalchemy.Table,
+    *,
+    cell: Cell,
+    trial: int,
+    number: int,
+) -> dict[str, Any]:
+    """A row of the first trial as one of another trial."""
+    own_key = {column.name for column in table.primary_key}
+    copy = {key: value for key, value in row.items() if key not in own_key}
+    copy["trial_id"] = trial
+    if "number" in row:
+        copy["number"] = number
+    if row.get("key") == "cell":
+        copy["value_json"] = json.dumps(cell.id)
+    return copy
+
+
+_TABLES_OF_TRIALS = (
+    "trials",
+    "trial_params",
+    "trial_user_attributes",
+    "trial_intermediate_values",
+    "trial_values",
+)
+_CATCH_UP = (
+    "SELECT setval(pg_get_serial_sequence('trials', 'trial_id'), "
+    "(SELECT MAX(trial_id) FROM trials))"
+)
+
+
+def throughput(num_executors: int, *, rounds: int = 2) -> Throughput:
+    """Times sleeping runs, `rounds` for each executor, on an SQLite file."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place) / "bench"
+        (folder / records.RUNS_FOLDER).mkdir(parents=True)
+        plan = _plan(rounds * num_executors)
+        opened, runs = _open(storage.SQLITE, folder=folder, plan=plan)
+        start = time.perf_counter()
+        _run(
+            opened,
+            folder=folder,
+            plan=plan,
+            runs=runs,
+            num_executors=num_executors,
+            run_s=RUN_S,
+        )
+        took_s = time.perf_counter() - start
+        storage.close(opened)
+    return Throughput(num_executors, len(plan.cells), rounds * RUN_S, took_s)
+
+
+def _open(
+    url: str, *, folder: Path, plan: Plan
+) -> tuple[storage.Storage, dict[str, RunRecord]]:
+    """All that a scheduler does with storage and run files before it begins."""
+    opened = storage.open_storage(url, folder=folder, name=folder.name, study_id="")
+    runs = records.tidy(folder, plan)
+    trials.reconcile(opened, plan=plan, runs=runs, folder=folder)
+    return opened, runs
+
+
+def _run(
+    opened: storage.Storage,
+    *,
+    folder: Path,
+    plan: Plan,
+    runs: dict[str, RunRecord],
+    num_executors: int,
+    run_s: float,
+) -> None:
+    config = {
+        "name": folder.name,
+        "net": {"template": _SPEC.name, "variants": ["1x8d"]},
+        "data": {"name": "digits"},
+        "train": {"epochs": NUM_EPOCHS},
+    }
+    Schedule(
+        trials.Ledger(opened, lock=None),
+        config=StudyConfig.model_validate(config),
+        plan=plan,
+        runs=runs,
+        folder=folder,
+        data_folder=folder,
+        devices=["cpu"] * num_executors,
+        open_channel=lambda index: SleepingChannel(run_s, NUM_EPOCHS),
+        on_progress=lambda progress: None,
+    ).run(should_stop=lambda: False)
+
+
+def _remove(opened: storage.Storage, url: str, *, name: str) -> None:
+    if url != storage.SQLITE:
+        opened.backend.delete_study(opened.backend.get_study_id_from_name(name))
+    storage.close(opened)
+
+
+def _plan(num_runs: int) -> Plan:
+    net = NetRecord(
+        variant="1x8d",
+        name=_SPEC.name,
+        spec=_SPEC.to_dict(),
+        image_size=8,
+        macs=1,
+        params=1,
+        params_without_bn=1,
+        activations=1,
+        fvcore_macs=1,
+        fvcore_total=1,
+        macs_error_pct=0.0,
+        params_error_pct=0.0,
+        activations_error_pct=0.0,
+        is_reference=True,
+    )
+    cells = tuple(
+        Cell(records.cell_id(_SPEC, seed), "1x8d", seed) for seed in range(num_runs)
+    )
+    return Plan(nets=(net,), cells=cells, provenance={"data_checksum": ""})
+
+
+def _run_of(cell: Cell) -> RunRecord:
+    draw = random.Random(cell.id)
+    epochs = tuple(
+        EpochRecord(
+            epoch=epoch,
+            train_loss=draw.random(),
+            train_error_pct=draw.random(),
+            val_loss=draw.random(),
+            val_error_pct=draw.random(),
+            learning_rate=0.1,
+            time_s=RUN_S,
+            images_per_s=1.0,
+            peak_memory_mib=1.0,
+        )
+        for epoch in range(1, NUM_EPOCHS + 1)
+    )
+    return RunRecord(
+        cell=cell.id,
+        variant=cell.variant,
+        seed=cell.seed,
+        state="complete",
+        reason="",
+        device="cpu",
+        precision="fp32",
+        data_checksum="",
+        started_at="",
+        environment={},
+        epochs=epochs,
+        test_error_pct=draw.random(),
+    )
+
+
+def table(costs: list[Cost], throughputs: list[Throughput]) -> str:
+    """The figures as people read them."""
+    lines = ["storage       runs  opening  a run of 20 epochs  of that CPU"]
+    lines += [
+        f"{one.storage:<10}{one.num_runs:>8,}{one.opening_s:>7.2f} s"
+        f"{one.run_ms:>17.1f} ms{one.run_cpu_ms:>10.1f} ms"
+        for one in costs
+    ]
+    lines += ["", "executors  runs of 10 s     took  of the ideal"]
+    lines += [
+        f"{one.num_executors:>9}{one.num_runs:>14}{one.took_s:>7.1f} s"
+        f"{one.share_pct:>12.1f} %"
+        for one in throughputs
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    urls = [storage.SQLITE, *sys.argv[1:]]
+    measured = [cost(url, num_runs=size) for url in urls for size in SIZES]
+    print(table(measured, [throughput(count) for count in EXECUTORS]))

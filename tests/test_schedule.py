@@ -1,0 +1,268 @@
+"""The scheduler's loop against executors that do as they are told here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import queue
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from storm import plan_of, run_of
+
+from resnext_ablate import records, storage, trials
+from resnext_ablate.attempts import read_attempts
+from resnext_ablate.config import StudyConfig
+from resnext_ablate.execution import Ending, ExecutorError
+from resnext_ablate.progress import Progress
+from resnext_ablate.records import Cell
+from resnext_ablate.schedule import Schedule
+
+Script = Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
+
+
+class Scripted:
+    """An executor that answers each job as a script says, until it dies."""
+
+    def __init__(self, script: Script, *, versions: dict[str, str]) -> None:
+        self._script = script
+        self._versions = versions
+        self._lines: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
+        self._killed = False
+
+    def write(self, line: str) -> None:
+        values = json.loads(line)
+        if "job" in values:
+            self._lines.put(values["job"])
+
+    def lines(self) -> Iterator[str]:
+        yield json.dumps({"event": "ready", "versions": self._versions})
+        while (job := self._lines.get()) is not None:
+            about = {"cell": job["cell"], "attempt": job["attempt"]}
+            for values in self._script(job):
+                if values["event"] == "dies":
+                    return
+                yield json.dumps({**about, **values})
+
+    def ending(self) -> Ending:
+        return Ending("executor killed by SIGKILL", by_signal=True)
+
+    def kill(self) -> None:
+        self._lines.put(None)
+
+    def close(self) -> None:
+        self.kill()
+
+
+def completes(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    run = run_of(Cell(job["cell"], job["variant"], job["seed"]))
+    run = dataclasses.replace(run, num_micro_batches=job["num_micro_batches"])
+    for epoch in run.epochs:
+        yield {"event": "epoch", "epoch": dataclasses.asdict(epoch)}
+    records.write_run(run, Path(job["study_folder"]))
+    yield {"event": "finished"}
+
+
+@dataclasses.dataclass
+class Outcome:
+    folder: Path
+    notes: list[str]
+    runs: dict[str, records.RunRecord]
+    states: list[TrialState]
+
+
+def carry_out(
+    folder: Path,
+    script: Script,
+    *,
+    num_cells: int = 1,
+    versions: dict[str, str] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    **settings: object,
+) -> Outcome:
+    """A study of some cells on one scripted executor."""
+    (folder / "runs").mkdir(exist_ok=True)
+    config = {
+        "name": "scripted",
+        "net": {"template": "resnet11-t8", "variants": ["1x8d"]},
+        "data": {"name": "digits"},
+        "train": {"epochs": 3},
+        "run": settings,
+    }
+    plan, notes = plan_of(num_cells), []
+
+    def hear(progress: Progress) -> None:
+        if progress.note:
+            notes.append(progress.note)
+
+    opened = storage.open_storage("sqlite", folder=folder, name="scripted", study_id="")
+    runs = records.tidy(folder, plan)
+    trials.reconcile(opened, plan=plan, runs=runs, folder=folder)
+    Schedule(
+        trials.Ledger(opened, lock=None),
+        config=StudyConfig.model_validate(config),
+        plan=plan,
+        runs=runs,
+        folder=folder,
+        data_folder=folder,
+        devices=["cpu"],
+        open_channel=lambda index: Scripted(
+            script, versions=versions or records.running_versions()
+        ),
+        on_progress=hear,
+    ).run(should_stop=should_stop)
+    states = [trial.state for trial in opened.study.get_trials()]
+    storage.close(opened)
+    return Outcome(folder, notes, records.tidy(folder, plan), states)
+
+
+def test_memory_that_runs_out_halves_the_batches(tmp_path: Path) -> None:
+    """Twice no memory: the third attempt has four micro-batches, and says so."""
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if job["num_micro_batches"] < 4:
+            yield {"event": "out_of_memory", "reason": "no memory"}
+        else:
+            yield from completes(job)
+
+    outcome = carry_out(tmp_path, script)
+    (run,) = outcome.runs.values()
+    assert (run.state, run.num_micro_batches) == ("complete", 4)
+    assert [note.rpartition(", ")[2] for note in outcome.notes] == [
+        "each batch in 2 micro-batches",
+        "each batch in 4 micro-batches",
+    ]
+    assert [one.cause for one in read_attempts(tmp_path)] == ["out_of_memory"] * 2
+
+
+def test_memory_that_never_suffices_fails_the_run_alone(tmp_path: Path) -> None:
+    """After its bound a run has failed, and the other one completes."""
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if job["seed"] == 0:
+            yield {"event": "out_of_memory", "reason": "no memory"}
+        else:
+            yield from completes(job)
+
+    outcome = carry_out(tmp_path, script, num_cells=2)
+    runs = sorted(outcome.runs.values(), key=lambda run: run.seed)
+    assert [run.state for run in runs] == ["failed", "complete"]
+    assert runs[0].reason == "no memory (attempt 3 of 3)"
+    lost = read_attempts(tmp_path)
+    assert [(one.number, one.gave_up) for one in lost] == [
+        (1, False),
+        (2, False),
+        (3, True),
+    ]
+    assert TrialState.RUNNING not in outcome.states
+
+
+def test_attempts_are_counted_by_cause(tmp_path: Path) -> None:
+    """Two deaths and two stops stay within three of each, and the run completes."""
+    told = ["dies", "stopped", "dies", "stopped"]
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if told:
+            yield {"event": told.pop(0), "reason": "stopped in epoch 1 after step 2"}
+        else:
+            yield from completes(job)
+        if job["attempt"] in (2, 4):
+            yield {"event": "dies"}  # as an executor does that a signal stopped
+
+    outcome = carry_out(tmp_path, script)
+    (run,) = outcome.runs.values()
+    assert run.state == "complete"
+    causes = [one.cause for one in read_attempts(tmp_path)]
+    assert causes == ["killed", "terminated", "killed", "terminated"]
+    assert outcome.states.count(TrialState.FAIL) == 4
+
+
+def test_a_silent_executor_is_killed_after_its_lease(tmp_path: Path) -> None:
+    """No word within the lease: killed, counted as hung, and tried again."""
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if job["attempt"] == 1:
+            time.sleep(1.0)
+        else:
+            yield from completes(job)
+        yield {"event": "dies"}
+
+    outcome = carry_out(tmp_path, script, lease_s=0.3)
+    (lost,) = read_attempts(tmp_path)
+    assert lost.cause == "hung"
+    assert "no step in 0.3 s" in lost.reason
+    assert [run.state for run in outcome.runs.values()] == ["complete"]
+
+
+def test_late_word_of_an_attempt_that_is_over_counts_for_nothing(
+    tmp_path: Path,
+) -> None:
+    """Messages carry their attempt: those of an earlier one are dropped."""
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        if job["attempt"] == 1:
+            yield {"event": "out_of_memory", "reason": "no memory"}
+            return
+        epoch = dataclasses.asdict(run_of(Cell(job["cell"], "1x8d", 0)).epochs[0])
+        yield {"event": "epoch", "epoch": {**epoch, "epoch": 7}, "attempt": 1}
+        yield {"event": "finished", "attempt": 1}
+        yield from completes(job)
+
+    outcome = carry_out(tmp_path, script)
+    opened = storage.open_storage(
+        "sqlite", folder=tmp_path, name="scripted", study_id=""
+    )
+    *_, last = opened.study.get_trials()
+    assert sorted(last.intermediate_values) == [1, 2, 3]
+    assert len(outcome.states) == 2
+    storage.close(opened)
+
+
+def test_a_second_result_of_a_cell_is_dropped(tmp_path: Path) -> None:
+    """The first file of a cell stays, whoever comes later."""
+    (cell,) = plan_of(1).cells
+    first = run_of(cell)
+    assert records.write_run(first, tmp_path)
+    assert not records.write_run(dataclasses.replace(first, variant="2x5d"), tmp_path)
+    assert records.read_run(tmp_path, cell.id) == first
+
+
+def test_a_full_disk_of_an_executor_halts_the_study(tmp_path: Path) -> None:
+    """It is not the run's fault: the study stops, and the cell stays to do."""
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {"event": "disk_full", "reason": "No space left on device"}
+
+    with pytest.raises(OSError, match="No space left on device"):
+        carry_out(tmp_path, script)
+    outcome = carry_out(tmp_path, completes)
+    assert [run.state for run in outcome.runs.values()] == ["complete"]
+    assert TrialState.RUNNING not in outcome.states
+
+
+def test_other_versions_are_refused(tmp_path: Path) -> None:
+    """An executor that runs another release gets no job."""
+    own = records.running_versions()
+    with pytest.raises(ExecutorError, match=r"package_version 9\.9 in place of"):
+        carry_out(tmp_path, completes, versions={**own, "package_version": "9.9"})
+    assert not list((tmp_path / "runs").iterdir())
+
+
+def test_a_given_up_run_gets_all_its_attempts_again(tmp_path: Path) -> None:
+    """Who asks for another try after a failure starts to count anew."""
+
+    def dies(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        yield {"event": "dies"}
+
+    carry_out(tmp_path, dies, max_attempts=2)
+    (path,) = (tmp_path / "runs").iterdir()
+    path.unlink()
+    outcome = carry_out(tmp_path, dies, max_attempts=2)
+    assert [run.reason for run in outcome.runs.values()] == [
+        "executor killed by SIGKILL (attempt 2 of 2)"
+    ]
+    assert [one.number for one in read_attempts(tmp_path)] == [1, 2, 3, 4]
