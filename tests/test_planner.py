@@ -133,7 +133,7 @@ def test_spread_is_given_measured_or_assumed(tmp_path: Path) -> None:
 def test_calibration_foretells_a_study(config: StudyConfig, tmp_path: Path) -> None:
     """Every variant is timed, and the forecast is of the right size.
 
-    How near forecasts come on a quiet machine stands in the README.
+    How near forecasts came stands in the README.
     """
     prepared = prepare(config)
     start = time.monotonic()
