@@ -33,6 +33,9 @@ DataName = Literal[
     "digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "imagefolder"
 ]
 
+ConvForm = Annotated[
+    str, Field(pattern=r"^(plain|matmul|nchw|(nchw\+)?merge[1-9][0-9]*)$")
+]
 _List = Field(strict=False)  # TOML has arrays, the config has tuples.
 
 
@@ -167,7 +170,7 @@ class TrainConfig(_Part):
     channels_last: bool = True
     kernels: Literal["auto", "torch", "fused"] = "auto"
     """fused takes batch norm, ReLU and the addition in one pass; auto: on a CPU."""
-    conv_forms: Literal["auto"] | dict[str, str] = "auto"
+    conv_forms: Literal["auto"] | dict[str, ConvForm] = "auto"
     """By shape, the exact form in which a convolution is computed. Shapes left out are
     timed when a study begins, which keeps the fastest here; {}: torch's own for all."""
 

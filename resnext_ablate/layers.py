@@ -18,6 +18,7 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from resnext_ablate.shapes import Conv, Layout, Norm
+from resnext_ablate.spec import InputError
 
 Kernels = Literal["torch", "fused"]
 """fused: batch norm, ReLU and the residual addition in one pass, on one CPU thread."""
@@ -158,6 +159,9 @@ def settle(
         layout: of its spec at the size of the images.
         kernels: of every batch norm.
         forms: by `conv_key`; convolutions without one stay plain.
+
+    Raises:
+        InputError: a form is none of that shape.
     """
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
@@ -166,6 +170,19 @@ def settle(
         place = None if conv.in_branches else model.get_submodule(conv.path)
         if isinstance(place, Conv2d):
             place.form = forms.get(conv_key(conv), "plain")
+            _check_form(conv, place.form)
+
+
+def _check_form(conv: Conv, form: str) -> None:
+    _, merges, merged = form.rpartition("merge")
+    fits = conv.groups % int(merged) == 0 if merges else True
+    if form == "matmul":
+        fits = conv.kernel_size == 1 and conv.groups == 1
+    if not fits:
+        raise InputError(
+            f"train.conv_forms: {conv_key(conv)!r} has no form {form!r}; merge2 needs "
+            "groups in pairs, and matmul a 1x1 convolution in one group."
+        )
 
 
 def folded(model: nn.Module, layout: Layout) -> nn.Module:

@@ -417,6 +417,16 @@ def test_a_study_settles_its_forms_once(
     assert tuning.with_forms(older, convs=_convs(), device=CPU) == older
 
 
+@pytest.mark.parametrize("form", ["merge3", "matmul"])
+def test_a_form_that_a_shape_lacks_is_refused(form: str) -> None:
+    """A table written by hand is checked against the shapes of the net."""
+    spec = parse_spec("resnext11-8x1d-t4")
+    grouped = next(conv for conv in _convs() if conv.groups == 8)
+    forms = {layers.conv_key(grouped): form}
+    with pytest.raises(InputError, match=f"groups 8 .* has no form '{form}'"):
+        layers.settle(build(spec), spec.layout(8), kernels="torch", forms=forms)
+
+
 def test_fused_kernels_are_refused_where_they_cannot_be() -> None:
     """They need a CPU and channels-last; auto takes torch's elsewhere."""
     cuda = torch.device("cuda")
