@@ -221,6 +221,10 @@ class RunConfig(_Part):
     postgresql://USER@HOST:PORT/DATABASE. Its password comes from PGPASSWORD or from
     ~/.pgpass, and never from here."""
 
+    sinks: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow"], ...], _List] = ()
+    """Trackers fed with each epoch: event files, offline runs or a database in the
+    results, unless WANDB_MODE or MLFLOW_TRACKING_URI says otherwise."""
+
     @model_validator(mode="after")
     def _engine_has_what_it_needs(self) -> Self:
         if self.engine != "local" and self.executors == "auto":

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from resnext_ablate.records import RunRecord
+from resnext_ablate.records import Cell, EpochRecord, RunRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,14 @@ class RunningRun:
     epoch: int
     """Epochs that are over."""
     val_error_pct: float | None
+
+
+@dataclass(frozen=True)
+class EpochEnd:
+    """An epoch that has just ended."""
+
+    cell: Cell
+    record: EpochRecord
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +43,7 @@ class Progress:
     """Seconds to the end by the epochs timed so far; None before the first."""
     finished: RunRecord | None = None
     """The run that has just ended."""
+    epoch: EpochEnd | None = None
     note: str = ""
     """Something out of the ordinary, in a sentence."""
 

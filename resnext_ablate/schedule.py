@@ -23,7 +23,7 @@ from resnext_ablate.execution import (
     Message,
     refuse_other_versions,
 )
-from resnext_ablate.progress import Pace, Progress, RunningRun
+from resnext_ablate.progress import EpochEnd, Pace, Progress, RunningRun
 from resnext_ablate.records import Cell, EpochRecord, Plan, RunRecord
 from resnext_ablate.spec import InputError
 from resnext_ablate.trials import Ledger
@@ -242,7 +242,7 @@ class Schedule:
         attempt.epoch = message.epoch.epoch
         attempt.val_error_pct = message.epoch.val_error_pct
         self._ledger.report(attempt.trial, epoch=message.epoch)
-        self._tell_progress()
+        self._tell_progress(epoch=EpochEnd(attempt.cell, message.epoch))
 
     def _hand_out(self, executors: Executors) -> None:
         """Gives idle executors what there is to do, and replaces dead ones."""
@@ -414,10 +414,14 @@ class Schedule:
         )
 
     def _tell_progress(
-        self, *, finished: RunRecord | None = None, note: str = ""
+        self,
+        *,
+        finished: RunRecord | None = None,
+        epoch: EpochEnd | None = None,
+        note: str = "",
     ) -> None:
         now = time.monotonic()
-        if finished is None and not note and now < self._progress_due:
+        if not (finished or epoch or note) and now < self._progress_due:
             return
         self._progress_due = now + _PROGRESS_EVERY_S
         to_come = self._grower.num_to_come if self._grower else 0
@@ -445,6 +449,7 @@ class Schedule:
                 running=running,
                 eta_s=eta_s,
                 finished=finished,
+                epoch=epoch,
                 note=note,
             )
         )

@@ -26,6 +26,7 @@ from resnext_ablate import (
     guards,
     hardware,
     records,
+    sinks,
     storage,
     trials,
     tuning,
@@ -61,6 +62,7 @@ _MAY_CHANGE = (
     "run.checkpoint_every_s",
     "run.lease_s",
     "run.storage",
+    "run.sinks",
 )
 # More trials go on with a search; other seeds or tolerances would be another one.
 _MAY_CHANGE_IN_SEARCH = (
@@ -202,10 +204,13 @@ def run_study(
     Raises:
         InputError: see `prepare`; or the folder cannot be written, holds a storage
             that is none, or another process runs this study.
+        MissingExtraError: `run.sinks` names a tracker that is not installed.
         ExecutorError: executors do not start, do not end, or are of other versions.
         StudyHaltedError: the disk is full.
     """
     folder = _make_folder(results / config.name)
+    opened = sinks.open_sinks(config.run.sinks, folder=folder, study=config.name)
+    feed = sinks.Feed(opened)
     with guards.only_scheduler(folder, name=config.name):
         earlier = _earlier(folder)
         prepared = prepare(config, command=command, earlier=earlier, on_data=on_data)
@@ -218,6 +223,7 @@ def run_study(
             _forget_failures(plan, folder)
         url = prepared.config.run.storage
         with (
+            feed,
             guards.halted_by_faults(folder),
             storage.only_writer(url, name=config.name) as lock,
             guards.caught_signals() as caught,
@@ -227,10 +233,21 @@ def run_study(
                 plan=plan,
                 folder=folder,
                 lock=lock,
-                on_progress=on_progress or (lambda progress: None),
+                on_progress=_both(feed, on_progress),
                 should_stop=lambda: bool(caught),
             )
         return _outcome(folder, signal_number=caught[0] if caught else None)
+
+
+def _both(
+    feed: sinks.Feed, on_progress: Callable[[Progress], None] | None
+) -> Callable[[Progress], None]:
+    def tell(progress: Progress) -> None:
+        feed(progress)
+        if on_progress is not None:
+            on_progress(progress)
+
+    return tell
 
 
 def _outcome(folder: Path, *, signal_number: int | None) -> Outcome:

@@ -39,6 +39,7 @@ ROOMS: dict[str, set[str]] = {
     "training_costs": {"certificate", "records", "roofline"},
     "attempts": {"records"},
     "progress": {"records"},
+    "sinks": {"progress", "records"},
     "tables": {"attempts", "certificate", "config", "outcomes", "records"},
     # compute
     "loops": set(),
@@ -150,6 +151,7 @@ ROOMS: dict[str, set[str]] = {
         "progress",
         "records",
         "schedule",
+        "sinks",
         "search_plan",
         "storage",
         "trials",
@@ -336,6 +338,8 @@ ROOMS: dict[str, set[str]] = {
 KEEPERS = {
     "numba": {"loops"},
     "llvmlite": {"loops"},
+    "wandb": {"sinks"},
+    "mlflow": {"sinks"},
     "torch": {
         "benchmark",
         "blocks",
@@ -351,6 +355,7 @@ KEEPERS = {
         "bench_commands",
         "optimization",
         "reference_loops",
+        "sinks",
         "study",
         "training",
         "training_bench",
