@@ -5,6 +5,7 @@ Imports that cost time stand inside the verb that needs them, so that `--help` i
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,16 +16,27 @@ from resnext_ablate.options import AsJson, Results, StudyName
 from resnext_ablate.spec import InputError, MissingExtraError
 
 if TYPE_CHECKING:
-    from resnext_ablate.progress import RunningRun
+    from resnext_ablate.progress import Progress, RunningRun
+
+_WATCH_EVERY_S = 1.0
 
 
 def status(
-    study: StudyName, results: Results = Path("results"), as_json: AsJson = False
+    study: StudyName,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show it live until the study ends.")
+    ] = False,
+    results: Results = Path("results"),
+    as_json: AsJson = False,
 ) -> None:
     """How far a study is: runs done, under way and failed."""
     from resnext_ablate import records
 
     folder = study_folder(study, results)
+    if watch:
+        if as_json:
+            raise InputError("--watch shows a study to people; --json goes without it.")
+        _watch(folder)
     plan = records.read_plan(folder)
     process = records.scheduler_process(folder)
     answer = answers.of_status(
@@ -35,6 +47,62 @@ def status(
         running=_running(folder) if process else (),
     )
     terminal.print_answer(answer, as_json=as_json)
+
+
+def _watch(folder: Path) -> None:
+    """Shows a study until no process runs it any more."""
+    from resnext_ablate import records
+    from resnext_ablate.config import load_study
+
+    records.read_plan(folder)  # Refuses a folder that holds no study.
+    num_epochs = load_study(folder / records.STUDY_FILE).train.epochs
+    with terminal.StudyWatch(folder.name) as show:
+        while True:
+            is_last = records.scheduler_process(folder) is None
+            running = () if is_last else _running(folder)
+            progress = _progress(folder, running=running, num_epochs=num_epochs)
+            show(progress, num_epochs=num_epochs)
+            if is_last:
+                return
+            time.sleep(_WATCH_EVERY_S)
+
+
+def _progress(
+    folder: Path, *, running: tuple[RunningRun, ...], num_epochs: int
+) -> Progress:
+    """How far a study is by its files, whoever runs it."""
+    from resnext_ablate import records
+    from resnext_ablate.progress import Pace, Progress
+
+    plan = records.read_plan(folder)
+    runs = records.read_runs(folder, plan)
+    pace = Pace(num_epochs=num_epochs)
+    for run in runs:
+        for epoch in run.epochs:
+            pace.add(run.variant, seconds=epoch.time_s)
+    begun = {(one.variant, one.seed) for one in running}
+    done = {run.cell for run in runs}
+    todo = [
+        cell.variant
+        for cell in plan.cells
+        if cell.id not in done and (cell.variant, cell.seed) not in begun
+    ]
+    states = [run.state for run in runs]
+    return Progress(
+        num_planned=len(plan.cells),
+        num_complete=states.count("complete"),
+        num_failed=sum(state in records.FAILURES for state in states),
+        num_pruned=states.count("pruned"),
+        running=running,
+        eta_s=pace.eta_s(
+            todo=todo,
+            num_to_come=0,
+            running=running,
+            num_executors=max(1, len(running)),
+        )
+        if running
+        else None,
+    )
 
 
 def _running(folder: Path) -> tuple[RunningRun, ...]:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
@@ -108,6 +110,56 @@ class RunProgress:
     def _print(self, line: str) -> None:
         self._next_plain = time.monotonic() + _PLAIN_LINE_EVERY_S
         self._console.print(Text(line), soft_wrap=True)
+
+
+class StudyWatch:
+    """How far a study is, drawn anew on a terminal; elsewhere a line every 30 s."""
+
+    def __init__(self, study: str) -> None:
+        self._study = study
+        self._console = Console(highlight=False)
+        self._live = Live(console=self._console, auto_refresh=False)
+        self._next_plain = time.monotonic()
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._live.stop()
+
+    def __call__(self, progress: Progress, *, num_epochs: int) -> None:
+        if self._console.is_terminal:
+            drawn = _watched(self._study, progress, num_epochs=num_epochs)
+            self._live.update(drawn, refresh=True)
+        elif progress.running and time.monotonic() >= self._next_plain:
+            self._next_plain = time.monotonic() + _PLAIN_LINE_EVERY_S
+            line = f"{self._study}: {_progress_line(progress)}".removesuffix(" | ")
+            self._console.print(Text(line), soft_wrap=True)
+
+
+def _watched(study: str, progress: Progress, *, num_epochs: int) -> Table:
+    """The whole study as a bar, below it a bar for each run under way."""
+    table = Table.grid(padding=(0, 2))
+    done = progress.num_complete + progress.num_pruned + progress.num_failed
+    eta = "" if progress.eta_s is None else f"about {_duration(progress.eta_s)} left"
+    failed = f", {progress.num_failed} failed" if progress.num_failed else ""
+    table.add_row(
+        Text(study, style="bold"),
+        ProgressBar(total=max(progress.num_planned, 1), completed=done, width=32),
+        Text(f"{done} of {progress.num_planned} runs{failed}"),
+        Text(eta),
+    )
+    for one in progress.running:
+        error = "" if one.val_error_pct is None else f"{one.val_error_pct:.2f} % wrong"
+        table.add_row(
+            Text(f"  {one.variant} seed {one.seed}"),
+            ProgressBar(total=num_epochs, completed=one.epoch, width=32),
+            Text(f"epoch {one.epoch} of {num_epochs}"),
+            Text(error),
+        )
+    return table
 
 
 def _finished_line(progress: Progress) -> str:

@@ -147,6 +147,8 @@ def test_tensorboard_reads_what_was_fed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+# They warn of what others deprecate.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
 def test_other_trackers_take_a_run(tmp_path: Path, name: str) -> None:
     """Offline, without an account, a run is kept in the study's folder."""
