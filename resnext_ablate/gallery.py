@@ -64,6 +64,29 @@ def draw(
     )
 
 
+def draw_search(
+    trials: pd.DataFrame, *, sampler: str, pruner: str
+) -> tuple[Figure, ...]:
+    """The distribution of the nets that a search has trained to the end.
+
+    Args:
+        trials: one row per net tried: variant, state, val_error_pct.
+        sampler, pruner: how nets were chosen, and how the worse ones were stopped.
+    """
+    ended = trials[trials["state"] == "complete"].dropna(subset=["val_error_pct"])
+    if len(ended) < charts_ranking.MIN_DISTRIBUTION:
+        return ()
+    stopped = trials["state"].eq("pruned").any()
+    data = charts_ranking.distribution_data(
+        ended[["variant", "val_error_pct"]].set_axis(["variant", "error"], axis=1),
+        is_uniform=sampler == "random" and not stopped,
+        sampler=f"{sampler} and {pruner}" if stopped else sampler,
+        measure="validation error",
+    )
+    drawn = _figure("search-nets", figures_ranking.distribution_figure, data)
+    return (drawn,)
+
+
 def _errors(
     complete: pd.DataFrame,
     *,

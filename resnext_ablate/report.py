@@ -138,12 +138,15 @@ def evidence_of(tables: StudyTables) -> Evidence:
         against=against,
         images=images,
         effects=effects,
-        figures=gallery.draw(
-            tables.runs,
-            epochs,
-            variants=variants,
-            comparisons=against,
-            paper=rows,
+        figures=(
+            *gallery.draw(
+                tables.runs,
+                epochs,
+                variants=variants,
+                comparisons=against,
+                paper=rows,
+            ),
+            *_search_figures(tables),
         ),
         findings=(
             *search_report.of_search(tables.search),
@@ -151,6 +154,15 @@ def evidence_of(tables: StudyTables) -> Evidence:
             *findings.of_effects(effects),
             *findings.of_images(images, against),
         ),
+    )
+
+
+def _search_figures(tables: StudyTables) -> tuple[gallery.Figure, ...]:
+    if tables.search is None or tables.config.search is None:
+        return ()
+    how = tables.config.search
+    return gallery.draw_search(
+        tables.search.trials, sampler=how.sampler, pruner=how.pruner
     )
 
 

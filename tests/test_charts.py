@@ -465,3 +465,31 @@ def test_a_study_gets_its_charts_in_reading_order(frames: Frames) -> None:
         "budgets",
     ]
     assert all(one.title and one.note.endswith(".") for one in drawn)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "num_pruned", "badge"),
+    [
+        ("random", 0, ""),
+        ("random", 3, "not a uniform sample: chosen by random and asha"),
+        ("tpe", 0, "not a uniform sample: chosen by tpe"),
+    ],
+)
+def test_search_shows_its_nets_for_what_they_are(
+    sampler: str, num_pruned: int, badge: str
+) -> None:
+    """Nets drawn uniformly and all trained are a distribution; others carry a badge."""
+    trials = pd.DataFrame(
+        {
+            "variant": [f"net{i}" for i in range(12)],
+            "state": ["pruned"] * num_pruned + ["complete"] * (12 - num_pruned),
+            "val_error_pct": [float(i) for i in range(12)],
+        }
+    )
+    (drawn,) = gallery.draw_search(trials, sampler=sampler, pruner="asha")
+    assert drawn.title.startswith(f"Half of {12 - num_pruned} nets have a validation")
+    assert [one.text for one in drawn.figure.layout.annotations] == (
+        [badge] if badge else []
+    )
+    few = trials.iloc[-4:]
+    assert gallery.draw_search(few, sampler=sampler, pruner="asha") == ()
