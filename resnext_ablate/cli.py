@@ -195,7 +195,8 @@ def run(
             f"done; the same command goes on from there: {command}"
         )
         raise typer.Exit(128 + outcome.signal_number)
-    results_commands.report_on(outcome.folder, as_json=as_json)
+    files = results_commands.report_on(outcome.folder, as_json=as_json)
+    results_commands.pin_charts(outcome.folder, files)
     _close(outcome)
 
 

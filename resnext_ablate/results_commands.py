@@ -17,6 +17,7 @@ from resnext_ablate.spec import InputError, MissingExtraError
 
 if TYPE_CHECKING:
     from resnext_ablate.progress import Progress, RunningRun
+    from resnext_ablate.report import ReportFiles
 
 _WATCH_EVERY_S = 1.0
 
@@ -139,7 +140,7 @@ def report(
     report_on(study_folder(study, results), as_json=as_json)
 
 
-def report_on(folder: Path, *, as_json: bool) -> None:
+def report_on(folder: Path, *, as_json: bool) -> ReportFiles:
     """Writes the tables and the report of a study's folder and prints its verdicts."""
     from resnext_ablate.report import write_report
     from resnext_ablate.tables import read_tables, write_tables
@@ -150,11 +151,30 @@ def report_on(folder: Path, *, as_json: bool) -> None:
     answer = answers.of_report(tables.study, files)
     if tables.search is None:
         terminal.print_answer(answer, as_json=as_json)
-        return
+        return files
     from resnext_ablate import search_answers
 
     found = search_answers.of_search(tables.search)
     terminal.print_answers(found, answer, key="search", as_json=as_json)
+    return files
+
+
+def pin_charts(folder: Path, files: ReportFiles) -> None:
+    """Puts a report's charts into Optuna's storage for optuna-dashboard."""
+    from resnext_ablate import records, trials
+    from resnext_ablate.config import load_study
+
+    config = load_study(folder / records.STUDY_FILE)
+    try:
+        trials.pin_charts(
+            config.run.storage,
+            folder=folder,
+            name=config.name,
+            study_id=records.read_plan(folder).provenance["study_id"],
+            figures={one.key: one.figure for one in files.evidence.figures},
+        )
+    except InputError as error:
+        terminal.talk(f"charts are not shown in optuna-dashboard: {error}")
 
 
 def verify(

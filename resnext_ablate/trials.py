@@ -8,12 +8,14 @@ trials in line with the files after any crash.
 from __future__ import annotations
 
 import errno
+import importlib.util
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from optuna.distributions import IntDistribution
 from optuna.exceptions import UpdateFinishedTrialError
@@ -34,6 +36,9 @@ from resnext_ablate.storage import (
     NO_ANSWER,
     Storage,
     WriterLock,
+    close,
+    only_writer,
+    open_storage,
     opening_errors,
     running_trials,
     told_cells,
@@ -240,6 +245,37 @@ def reconcile(
                     epochs=run.epochs,
                 )
                 storage.backend.create_new_trial(storage.study_id, finished)
+
+
+def pin_charts(
+    url: str, *, folder: Path, name: str, study_id: str, figures: Mapping[str, Any]
+) -> bool:
+    """Shows charts beside the trials in optuna-dashboard, where that is installed.
+
+    Only the scheduler's process calls this, when its runs are done.
+
+    Args:
+        url, folder, name, study_id: as for `storage.open_storage`.
+        figures: `plotly.graph_objects.Figure` by key; one of an earlier time makes way.
+
+    Returns:
+        Whether they are there to be seen.
+
+    Raises:
+        InputError: the storage cannot be opened, or another process writes to it.
+    """
+    if importlib.util.find_spec("optuna_dashboard") is None:
+        return False
+    import optuna_dashboard
+
+    with only_writer(url, name=name):
+        opened = open_storage(url, folder=folder, name=name, study_id=study_id)
+        for key, figure in figures.items():
+            optuna_dashboard.save_plotly_graph_object(
+                opened.study, figure, graph_object_id=key
+            )
+        close(opened)
+    return True
 
 
 def running(url: str, *, folder: Path, name: str) -> tuple[RunningRun, ...]:

@@ -338,6 +338,7 @@ ROOMS: dict[str, set[str]] = {
 KEEPERS = {
     "numba": {"loops"},
     "llvmlite": {"loops"},
+    "optuna_dashboard": {"trials"},
     "wandb": {"sinks"},
     "mlflow": {"sinks"},
     "torch": {
