@@ -73,6 +73,18 @@ class Feed:
             for name in list(self._sinks):
                 self._try(name, lambda sink: sink.finish(run))
 
+    def beside(
+        self, on_progress: Callable[[Progress], None] | None
+    ) -> Callable[[Progress], None]:
+        """Tells the sinks first, then who else wants to know."""
+
+        def tell(progress: Progress) -> None:
+            self(progress)
+            if on_progress is not None:
+                on_progress(progress)
+
+        return tell
+
     def _try(self, name: str, act: Callable[[Sink], None]) -> None:
         try:
             act(self._sinks[name])
@@ -84,10 +96,8 @@ class Feed:
             )
 
 
-def open_sinks(
-    names: Sequence[SinkName], *, folder: Path, study: str
-) -> dict[str, Sink]:
-    """The sinks of a study, which write below its folder unless told otherwise.
+def open_feed(names: Sequence[SinkName], *, folder: Path, study: str) -> Feed:
+    """A feed to the sinks of a study, which write below its folder by default.
 
     Raises:
         MissingExtraError: one is asked for that is not installed.
@@ -98,7 +108,7 @@ def open_sinks(
                 f"run.sinks: {name} is not installed: pip install "
                 f"'resnext-ablate[{name}]'"
             )
-    return {name: _SINKS[name](folder, study) for name in names}
+    return Feed({name: _SINKS[name](folder, study) for name in names})
 
 
 def _metrics(record: EpochRecord) -> dict[str, float]:

@@ -209,8 +209,7 @@ def run_study(
         StudyHaltedError: the disk is full.
     """
     folder = _make_folder(results / config.name)
-    opened = sinks.open_sinks(config.run.sinks, folder=folder, study=config.name)
-    feed = sinks.Feed(opened)
+    feed = sinks.open_feed(config.run.sinks, folder=folder, study=config.name)
     with guards.only_scheduler(folder, name=config.name):
         earlier = _earlier(folder)
         prepared = prepare(config, command=command, earlier=earlier, on_data=on_data)
@@ -233,21 +232,10 @@ def run_study(
                 plan=plan,
                 folder=folder,
                 lock=lock,
-                on_progress=_both(feed, on_progress),
+                on_progress=feed.beside(on_progress),
                 should_stop=lambda: bool(caught),
             )
         return _outcome(folder, signal_number=caught[0] if caught else None)
-
-
-def _both(
-    feed: sinks.Feed, on_progress: Callable[[Progress], None] | None
-) -> Callable[[Progress], None]:
-    def tell(progress: Progress) -> None:
-        feed(progress)
-        if on_progress is not None:
-            on_progress(progress)
-
-    return tell
 
 
 def _outcome(folder: Path, *, signal_number: int | None) -> Outcome:

@@ -118,7 +118,7 @@ def test_missing_sink_is_named_before_anything_runs(
     """A tracker that is not installed stops the study at once, with the remedy."""
     monkeypatch.setattr(sinks.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"resnext-ablate\[mlflow\]"):
-        sinks.open_sinks(("mlflow",), folder=tmp_path, study="tiny")
+        sinks.open_feed(("mlflow",), folder=tmp_path, study="tiny")
 
 
 def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -138,7 +138,7 @@ def scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard_reads_what_was_fed(tmp_path: Path) -> None:
     """Every metric of every epoch comes back from the event files, each once."""
     pytest.importorskip("tensorboard")
-    play(sinks.Feed(sinks.open_sinks(("tensorboard",), folder=tmp_path, study="tiny")))
+    play(sinks.open_feed(("tensorboard",), folder=tmp_path, study="tiny"))
     found = scalars(tmp_path / "tensorboard" / "2x5d-seed1")
     assert found["val/error_pct"] == [(1, 22.0), (2, 11.0)]
     assert found["train/loss"] == [(1, 1.0), (2, 0.5)]
@@ -156,7 +156,7 @@ def test_other_trackers_take_a_run(tmp_path: Path, name: str) -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[2]); import test_sinks as t; "
         "from pathlib import Path; s = t.sinks; f = Path(sys.argv[1]); "
-        f"t.play(s.Feed(s.open_sinks(({name!r},), folder=f, study='tiny')))"
+        f"t.play(s.open_feed(({name!r},), folder=f, study='tiny'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
