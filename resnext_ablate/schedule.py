@@ -120,9 +120,8 @@ class Schedule:
         self._pace = Pace(num_epochs=config.train.epochs)
 
     def run(self, *, should_stop: Callable[[], bool]) -> None:
-        """Runs until nothing is left to do, or `should_stop` says so.
-
-        Asked to stop, it lets executors save their runs, within seconds.
+        """Runs until nothing is left to do, or `should_stop` says so: then executors
+        save their runs, within seconds.
 
         Raises:
             ExecutorError: executors die before they can take a job, or run other
@@ -242,7 +241,7 @@ class Schedule:
         attempt.epoch = message.epoch.epoch
         attempt.val_error_pct = message.epoch.val_error_pct
         self._ledger.report(attempt.trial, epoch=message.epoch)
-        self._tell_progress(epoch=EpochEnd(attempt.cell, message.epoch))
+        self._tell_progress(EpochEnd(attempt.cell, message.epoch))
 
     def _hand_out(self, executors: Executors) -> None:
         """Gives idle executors what there is to do, and replaces dead ones."""
@@ -307,7 +306,7 @@ class Schedule:
         self._states[run.state] += 1
         if self._grower:
             self._grower.settle(run)
-        self._tell_progress(finished=run)
+        self._tell_progress(run)
         return True
 
     def _bury(self, death: Message) -> None:
@@ -414,14 +413,10 @@ class Schedule:
         )
 
     def _tell_progress(
-        self,
-        *,
-        finished: RunRecord | None = None,
-        epoch: EpochEnd | None = None,
-        note: str = "",
+        self, event: RunRecord | EpochEnd | None = None, *, note: str = ""
     ) -> None:
         now = time.monotonic()
-        if not (finished or epoch or note) and now < self._progress_due:
+        if event is None and not note and now < self._progress_due:
             return
         self._progress_due = now + _PROGRESS_EVERY_S
         to_come = self._grower.num_to_come if self._grower else 0
@@ -448,8 +443,8 @@ class Schedule:
                 num_pruned=self._states["pruned"],
                 running=running,
                 eta_s=eta_s,
-                finished=finished,
-                epoch=epoch,
+                finished=event if isinstance(event, RunRecord) else None,
+                epoch=event if isinstance(event, EpochEnd) else None,
                 note=note,
             )
         )

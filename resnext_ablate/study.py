@@ -204,12 +204,10 @@ def run_study(
     Raises:
         InputError: see `prepare`; or the folder cannot be written, holds a storage
             that is none, or another process runs this study.
-        MissingExtraError: `run.sinks` names a tracker that is not installed.
         ExecutorError: executors do not start, do not end, or are of other versions.
         StudyHaltedError: the disk is full.
     """
     folder = _make_folder(results / config.name)
-    feed = sinks.open_feed(config.run.sinks, folder=folder, study=config.name)
     with guards.only_scheduler(folder, name=config.name):
         earlier = _earlier(folder)
         prepared = prepare(config, command=command, earlier=earlier, on_data=on_data)
@@ -222,7 +220,7 @@ def run_study(
             _forget_failures(plan, folder)
         url = prepared.config.run.storage
         with (
-            feed,
+            sinks.open_feed(config.run.sinks, folder=folder, study=config.name) as feed,
             guards.halted_by_faults(folder),
             storage.only_writer(url, name=config.name) as lock,
             guards.caught_signals() as caught,
