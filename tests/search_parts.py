@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import optuna
+
+from resnext_ablate import storage
 from resnext_ablate.names import parse_spec
 from resnext_ablate.records import (
     Cell,
@@ -85,3 +90,11 @@ def plan(*trials: Trial, seeds: tuple[int, ...] = (0,)) -> Plan:
 
 def trial(number: int, variant: str) -> Trial:
     return Trial(number=number, variant=variant, params={})
+
+
+def open_runs(folder: Path, *, name: str) -> optuna.Study:
+    """Optuna's study of the runs, in the folder's own storage."""
+    opened = storage.open_storage(
+        storage.SQLITE, folder=folder, name=name, study_id="a study of the tests"
+    )
+    return opened.study

@@ -9,9 +9,9 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from search_parts import net
+from search_parts import net, open_runs
 
-from resnext_ablate import sampling, trials
+from resnext_ablate import sampling
 from resnext_ablate.complexity import complexity
 from resnext_ablate.names import parse_spec
 from resnext_ablate.records import Trial
@@ -54,7 +54,7 @@ def config(sampler: str, **values: Any) -> SearchConfig:
 
 def nets_of(folder: Path, search: SearchConfig) -> optuna.Study:
     folder.mkdir(exist_ok=True)
-    runs = trials.open_storage(folder, name="s")
+    runs = open_runs(folder, name="s")
     return sampling.open_nets(runs, name="s", config=search, num_rungs=2)
 
 

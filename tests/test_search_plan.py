@@ -12,9 +12,9 @@ from typing import Any
 import optuna
 import pytest
 from optuna.trial import TrialState
-from search_parts import curve
+from search_parts import curve, open_runs
 
-from resnext_ablate import model, records, trials
+from resnext_ablate import model, records, storage
 from resnext_ablate.complexity import complexity
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.data import DataInfo
@@ -124,13 +124,13 @@ class Simulation:
     def run(self) -> Plan:
         """Goes on until nothing is left to do."""
         plan = records.read_plan(self.folder)
-        storage = trials.open_storage(self.folder, name="hunt")
+        runs = open_runs(self.folder, name="hunt")
         grower = SearchPlan(
             plan,
             named=self.named,
             config=self.config,
             folder=self.folder,
-            runs=storage,
+            runs=runs,
         )
         done = {run.cell for run in records.read_runs(self.folder, plan)}
         todo = [cell for cell in grower.plan.cells if cell.id not in done]
@@ -255,7 +255,7 @@ def test_a_share_of_the_pruned_is_trained_to_the_end(tmp_path: Path) -> None:
     assert 0 < len(audited) < len(pruned)
     for trial in pruned:
         assert (epochs[trial.variant, 0] == EPOCHS) == trial.is_audited
-    runs = trials.open_storage(tmp_path / "a", name="hunt")
+    runs = open_runs(tmp_path / "a", name="hunt")
     nets = optuna.load_study(study_name="hunt (nets)", storage=runs._storage)
     states = [trial.state for trial in nets.get_trials()]
     assert states.count(TrialState.PRUNED) == len(pruned)
@@ -280,7 +280,7 @@ def test_kills_at_any_moment_change_nothing(name: str, tmp_path: Path) -> None:
             deaths += 1
     assert deaths > 4
     assert plan == expected
-    runs = trials.open_storage(tmp_path / "b", name="hunt")
+    runs = open_runs(tmp_path / "b", name="hunt")
     nets = optuna.load_study(study_name="hunt (nets)", storage=runs._storage)
     assert all(trial.state.is_finished() for trial in nets.get_trials())
     assert len(nets.get_trials()) == len(plan.trials)
@@ -323,11 +323,11 @@ def test_lost_storage_is_rebuilt_from_the_plan(tmp_path: Path) -> None:
     """Without its storage a finished search runs nothing again; a new one is made."""
     config = CONFIGS["asha"]
     plan, simulation = unbroken(tmp_path / "a", config)
-    (tmp_path / "a" / trials.STORAGE_FILE).unlink()
+    (tmp_path / "a" / storage.STORAGE_FILE).unlink()
     simulation.trained.clear()
     assert simulation.run() == plan
     assert simulation.trained == []
-    runs = trials.open_storage(tmp_path / "a", name="hunt")
+    runs = open_runs(tmp_path / "a", name="hunt")
     nets = optuna.load_study(study_name="hunt (nets)", storage=runs._storage)
     states = {trial.user_attrs["net"]: trial.state for trial in nets.get_trials()}
     for trial in plan.trials:
