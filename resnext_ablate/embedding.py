@@ -30,7 +30,7 @@ MAX_BITS = 2_400_000
 MAX_EPOCHS = 30_000
 """With more than this it keeps as many of each run."""
 _EPOCH_DIGITS = 5
-_FRAMES = ("nets", "runs", "epochs")
+_FRAMES = ("nets", "runs", "epochs", "attempts")
 _TRIALS = "trials"  # Of a search alone.
 _FORMAT = 1
 _DATA = ("format", "frames", "study_file", "provenance", "num_planned", "correct")

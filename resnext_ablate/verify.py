@@ -30,7 +30,7 @@ from resnext_ablate.tables import StudyTables, read_tables
 _RELATIVE = 1e-9
 """Numbers that differ by less are equal: other machines round the last digit apart."""
 _NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
-_FRAMES = ("nets", "runs", "epochs")
+_FRAMES = ("nets", "runs", "epochs", "attempts")
 
 
 @dataclass(frozen=True)
@@ -336,7 +336,7 @@ def _compare_frames(
         )
         return
     here, there = page.frame_values(inside), page.frame_values(files)
-    places = files[keys].astype(str).agg(" ".join, axis=1).tolist()
+    places = [" ".join(map(str, row)) for row in files[keys].itertuples(index=False)]
     for column in dict.fromkeys([*there, *here]):
         pairs = zip(
             here.get(column, [None] * len(files)),

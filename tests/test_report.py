@@ -161,7 +161,7 @@ def test_page_carries_all_data(tmp_path: Path) -> None:
     # Nothing of a study is missing from its page: a new field belongs here too.
     assert {field.name for field in dataclasses.fields(tables)} == {
         *("study", "config", "provenance", "nets", "runs", "epochs"),
-        *("num_planned", "correct"),
+        *("num_planned", "correct", "attempts", "search"),
     }
     assert carried.config == tables.config
     assert carried.num_planned == tables.num_planned
