@@ -5,6 +5,7 @@ Imports that cost time stand inside the verb that needs them, so that `--help` i
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,7 +25,7 @@ from resnext_ablate.options import (
     StudyFile,
     Threads,
 )
-from resnext_ablate.spec import InputError
+from resnext_ablate.spec import InputError, spec_from_dict
 
 if TYPE_CHECKING:
     from resnext_ablate.benchmark import Setup
@@ -81,9 +82,23 @@ def _bench_study(
     from resnext_ablate.config import load_study
 
     config = load_study(path, overrides=overrides)
-    from resnext_ablate.study import measure_nets
+    from resnext_ablate import benchmark, certificate, records, variants
+    from resnext_ablate.study import prepare, read_earlier
 
-    return measure_nets(config, results=results, seconds_per_net=seconds)
+    folder = results / config.name
+    net = config.net.model_copy(update={"measure": False})  # it is done below
+    config = config.model_copy(update={"net": net})
+    prepared = prepare(config, earlier=read_earlier(folder))
+    setup = variants.measuring_setup(
+        prepared.config,
+        image_size=prepared.data.info.image_size,
+        device=prepared.devices[0],
+    )
+    specs = [spec_from_dict(net.spec) for net in prepared.plan.nets]
+    costs = benchmark.measure(specs, setup=replace(setup, seconds_per_net=seconds))
+    if (folder / records.PLAN_FILE).exists():
+        certificate.write_costs(costs, folder)
+    return costs
 
 
 def bench_training(

@@ -105,10 +105,12 @@ def plan(
             "of a search are not known beforehand."
         )
     from resnext_ablate import planner, records, search_answers
-    from resnext_ablate.study import prepare
+    from resnext_ablate.study import prepare, read_earlier
 
-    prepared = prepare(config, on_data=terminal.DataProgress())
-    runs = records.read_runs(results / config.name, prepared.plan)
+    folder = results / config.name
+    earlier = read_earlier(folder)  # Nets matched by measuring stay what they are.
+    prepared = prepare(config, earlier=earlier, on_data=terminal.DataProgress())
+    runs = records.read_runs(folder, prepared.plan)
     if config.kind == "search":
         from resnext_ablate import search_plan
 

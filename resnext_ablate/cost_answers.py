@@ -34,7 +34,7 @@ def of_costs(costs: DeviceCosts) -> Answer:
             )
             for cost in costs.nets
         ),
-        closing=_how(costs),
+        closing=how_measured(costs),
     )
 
 
@@ -48,15 +48,16 @@ def of_measured_matches(matches: Sequence[Match], costs: DeviceCosts) -> Answer:
         {**value, "measured": asdict(cost)}
         for value, cost in zip(shapes.value, found, strict=True)
     ]
-    errors = [_errors(cost, is_reference=cost is costs.nets[0]) for cost in found]
+    errors = measured_errors(costs)
     return Answer(
         value={"device": costs.device, "precision": costs.precision, "nets": values},
-        header=(*shapes.header, *_ERROR_HEADER),
+        header=(*shapes.header, *ERROR_HEADER),
         rows=tuple(
-            (*row, *error) for row, error in zip(shapes.rows, errors, strict=True)
+            (*row, *errors[one.spec.name])
+            for row, one in zip(shapes.rows, matches, strict=True)
         ),
         num_text_columns=shapes.num_text_columns,
-        closing=_how(costs),
+        closing=how_measured(costs),
     )
 
 
@@ -107,15 +108,23 @@ def of_training_costs(costs: TrainingCosts, *, path: Path) -> Answer:
     )
 
 
-_ERROR_HEADER = ("step +-", "95 % interval", "memory +-")
+ERROR_HEADER = ("step +-", "95 % interval", "memory +-")
 _HEADER = (
     "step ms",
     "images/s",
     "of roofline",
     "forward ms",
     "peak MiB",
-    *_ERROR_HEADER,
+    *ERROR_HEADER,
 )
+
+
+def measured_errors(costs: DeviceCosts) -> dict[str, tuple[str, ...]]:
+    """The cells under `ERROR_HEADER`, by net."""
+    return {
+        cost.name: _errors(cost, is_reference=cost is costs.nets[0])
+        for cost in costs.nets
+    }
 
 
 def _errors(cost: NetCost, *, is_reference: bool) -> tuple[str, str, str]:
@@ -129,7 +138,7 @@ def _errors(cost: NetCost, *, is_reference: bool) -> tuple[str, str, str]:
     )
 
 
-def _how(costs: DeviceCosts) -> str:
+def how_measured(costs: DeviceCosts) -> str:
     """How it was measured, and how far the times scatter."""
     scatter = max(_half_width_pct(cost.step_s) for cost in costs.nets)
     repeats = costs.nets[0].step_s.num_repeats

@@ -6,6 +6,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from resnext_ablate.answers import COMPLEXITY_HEADER, Answer
+from resnext_ablate.cost_answers import (
+    ERROR_HEADER,
+    how_measured,
+    measured_errors,
+)
 from resnext_ablate.matching import percent
 
 if TYPE_CHECKING:
@@ -23,6 +28,8 @@ def of_plan(
     # A step costs about three forward passes: one forward, two backward.
     passes = 3 * config.train.epochs * info.num_train
     training_macs = sum(passes * macs[cell.variant] for cell in cells)
+    measured = measured_errors(prepared.costs) if prepared.costs else {}
+    errors = ERROR_HEADER if measured else ()
     return Answer(
         value={
             "study": config.name,
@@ -36,10 +43,11 @@ def of_plan(
             "device": config.run.device,
             "precision": config.train.precision,
             "training_macs": training_macs,
+            "costs": asdict(prepared.costs) if prepared.costs else None,
             "forecast": asdict(forecast) if forecast else None,
         },
         opening=f"{config.name}: {config.question}",
-        header=("variant", "net", *COMPLEXITY_HEADER),
+        header=("variant", "net", *COMPLEXITY_HEADER, *errors),
         rows=tuple(
             (
                 net.variant,
@@ -50,6 +58,7 @@ def of_plan(
                 percent(net.macs_error_pct),
                 percent(net.params_error_pct),
                 percent(net.activations_error_pct),
+                *measured.get(net.name, ()),
             )
             for net in nets
         ),
@@ -63,6 +72,7 @@ def of_plan(
             f"{config.train.precision}\n"
             f"training compute: {training_macs:.3g} multiply-adds"
             + (f"\n{_forecast_text(forecast)}" if forecast else "")
+            + (f"\nmeasured: {how_measured(prepared.costs)}" if prepared.costs else "")
         ),
     )
 

@@ -320,7 +320,13 @@ def equality(nets: pd.DataFrame, config: NetConfig) -> str:
         worst = float(nets[column].abs().max()) if column in nets else math.inf
         if worst == 0:
             return f"At equal {word}"
-        if worst <= config.tolerance_pct:
-            return f"At equal {word} (within {max(worst, 0.1):.1f} %)"
+        if worst > config.tolerance_pct:
+            continue
+        within = f"within {max(worst, 0.1):.1f} %"
+        if column == "step_time_error_pct":
+            ends = nets[[f"{column}_low", f"{column}_high"]].abs()
+            noise = f"95 % intervals within {float(ends.max(axis=None)):.1f} %"
+            return f"At equal {word} (medians {within}, {noise})"
+        return f"At equal {word} ({within})"
     ratios = 1 + nets["macs_error_pct"] / 100
     return f"With {ratios.min():.3g} to {ratios.max():.3g} times the reference's FLOPs"

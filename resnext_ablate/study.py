@@ -18,7 +18,6 @@ import optuna
 import torch
 
 from resnext_ablate import (
-    benchmark,
     certificate,
     data,
     engines,
@@ -209,7 +208,7 @@ def run_study(
     """
     folder = _make_folder(results / config.name)
     with guards.only_scheduler(folder, name=config.name):
-        earlier = _earlier(folder)
+        earlier = read_earlier(folder)
         prepared = prepare(config, command=command, earlier=earlier, on_data=on_data)
         if not execution.wait_for_executors(folder):
             raise execution.ExecutorError(
@@ -261,32 +260,6 @@ def _grower(
         folder=folder,
         runs=runs,
     )
-
-
-def measure_nets(
-    config: StudyConfig, *, results: Path, seconds_per_net: float
-) -> DeviceCosts:
-    """Measures a study's nets anew; its folder, where there is one, keeps the costs.
-
-    Raises:
-        InputError: see `prepare`.
-        MeasuringError: nets cannot be measured.
-    """
-    folder = results / config.name
-    net = config.net.model_copy(update={"measure": False})  # it is done below
-    prepared = prepare(config.model_copy(update={"net": net}), earlier=_earlier(folder))
-    setup = variants.measuring_setup(
-        prepared.config,
-        image_size=prepared.data.info.image_size,
-        device=prepared.devices[0],
-    )
-    specs = [spec_from_dict(net.spec) for net in prepared.plan.nets]
-    costs = benchmark.measure(
-        specs, setup=replace(setup, seconds_per_net=seconds_per_net)
-    )
-    if (folder / records.PLAN_FILE).exists():
-        certificate.write_costs(costs, folder)
-    return costs
 
 
 def _carry_out(
@@ -414,7 +387,12 @@ def _make_folder(folder: Path) -> Path:
     return folder
 
 
-def _earlier(folder: Path) -> Earlier | None:
+def read_earlier(folder: Path) -> Earlier | None:
+    """What a study's folder holds of an earlier run; None where there was none.
+
+    Raises:
+        InputError: what it holds is damaged.
+    """
     if not (folder / records.PLAN_FILE).exists():
         return None
     return Earlier(

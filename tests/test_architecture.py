@@ -256,7 +256,7 @@ ROOMS: dict[str, set[str]] = {
     },
     "cost_answers": {"answers", "certificate", "matching", "training_costs"},
     "results_answers": {"answers", "compare", "verify"},
-    "plan_answers": {"answers", "matching", "planner", "study"},
+    "plan_answers": {"answers", "cost_answers", "matching", "planner", "study"},
     "search_answers": {
         "answers",
         "matching",
@@ -298,6 +298,8 @@ ROOMS: dict[str, set[str]] = {
         "training_bench",
         "training_costs",
         "tuning",
+        "records",
+        "variants",
     },
     "net_commands": {
         "answers",

@@ -139,7 +139,7 @@ def test_study_at_equal_step_time_keeps_its_nets(tmp_path: Path) -> None:
     done = program("run", "s.toml", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     verdict = json.loads(done.stdout)["verdict"]
-    assert "At equal measured step time (within" in verdict
+    assert "At equal measured step time (medians within" in verdict
     folder = tmp_path / "results" / "timed"
     plan = json.loads((folder / "plan.json").read_text())
     more = program("run", "s.toml", "net.cardinality=[1, 2, 4]", cwd=tmp_path)

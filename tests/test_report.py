@@ -126,10 +126,15 @@ def test_equality_is_said_as_it_is() -> None:
     nets["macs_error_pct"] = [0.0, 40.0, 80.0, 90.0, 96.0]
     assert report.equality(nets, config) == "At equal parameters (within 2.2 %)"
     closer = config.model_copy(update={"tolerance_pct": 2.0})
-    assert report.equality(nets, closer) == "With 1 to 2 times the reference's FLOPs"
+    assert report.equality(nets, closer) == "With 1 to 1.96 times the reference's FLOPs"
     timed = config.model_copy(update={"hold": "step_time"})
     nets["step_time_error_pct"] = [0.0, 1.5, -3.0, 0.2, 0.1]
-    assert report.equality(nets, timed) == "At equal measured step time (within 3.0 %)"
+    nets["step_time_error_pct_low"] = [0.0, 0.5, -4.25, 0.1, 0.0]
+    nets["step_time_error_pct_high"] = [0.0, 2.5, -1.0, 0.3, 0.2]
+    assert report.equality(nets, timed) == (
+        "At equal measured step time (medians within 3.0 %, 95 % intervals within "
+        "4.2 %)"
+    )
 
 
 def test_unknown_paper_rows(tmp_path: Path) -> None:
