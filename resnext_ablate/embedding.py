@@ -114,7 +114,6 @@ def from_value(value: dict[str, Any]) -> StudyTables:
                 for variant, runs in value["correct"].items()
             },
             search=_search(value["frames"].get(_TRIALS)),
-            attempts=pd.DataFrame(),  # A page rests on no attempt that came to nothing.
             **frames,
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:

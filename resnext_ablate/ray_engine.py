@@ -228,7 +228,8 @@ def _connected(address: str | None) -> ModuleType:
             f"token: {_first_line(error)}. Its token stands in ~/.ray/auth_token, "
             "RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH."
         ) from None
-    return ray
+    found: ModuleType = ray  # Untyped where the extra is not installed.
+    return found
 
 
 def _first_line(error: Exception) -> str:
