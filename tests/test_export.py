@@ -145,7 +145,9 @@ def test_no_browser_costs_the_figures_only(tmp_path: Path) -> None:
     assert "apt-get install chromium" in done.stderr
     assert "Traceback" not in done.stderr
     assert (folder / "tables" / "results.tex").exists()
-    assert done.stdout.startswith("cifar10_jpeg: 20 files of tables in")
+    count = len(list((folder / "tables").iterdir()))
+    assert count >= 20
+    assert done.stdout.startswith(f"cifar10_jpeg: {count} files of tables in")
 
 
 def test_print_is_light_on_white() -> None:

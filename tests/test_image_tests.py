@@ -116,7 +116,7 @@ def test_report_says_what_holds_for_other_images(tmp_path: Path) -> None:
     row = images[(images["variant"] == "8x3d") & (images["seed"] == 1)].iloc[0]
     ours, theirs = tables.correct["8x3d"][1], tables.correct["1x16d"][1]
     assert row["only_variant_right"] == (ours & ~theirs).sum()
-    found = files.comparisons.set_index("variant").loc["8x3d"]
+    found = files.evidence.comparisons.set_index("variant").loc["8x3d"]
     assert found["ci_low_images"] < found["ci_low"]
     assert found["ci_high"] < found["ci_high_images"]
     assert found["p_images"] < 0.001
@@ -128,7 +128,7 @@ def test_one_seed_still_tells_of_the_nets(tmp_path: Path) -> None:
     """With one run each there is no interval, but the trained nets can be compared."""
     tables = synthetic.study(num_seeds=1, num_images=4000, sd=0.0)
     files = write_report(tables, folder=tmp_path)
-    found = files.comparisons.set_index("variant").loc["8x3d"]
+    found = files.evidence.comparisons.set_index("variant").loc["8x3d"]
     assert found["verdict"] == "undecided"
     assert pd.isna(found["ci_low_images"])
     assert found["p_images"] < 0.05

@@ -239,7 +239,7 @@ def test_tolerance_is_inclusive(tolerance: float) -> None:
         ((2, -4), "block_params", 5, "whole numbers of at least 1, got -4"),
         ((2.5,), "macs", 5, "must be a whole number of at least 1, got 2.5"),
         ((2, 4, 2, 4, 8), "macs", 5, "given more than once: 2, 4"),
-        ((1,), "flops", 5, "hold must be one of .* params, activations; got 'fl"),
+        ((1,), "flops", 5, "hold must be one of .* step_time, peak_memory; got 'fl"),
     ],
 )
 def test_bad_arguments(
