@@ -27,10 +27,15 @@ def test_two_shell_blocks_are_whole_commands() -> None:
 
 
 @pytest.mark.parametrize(
-    "shown", [block for block in blocks("console") if " match " in block]
+    "shown",
+    [
+        block
+        for block in blocks("console")
+        if re.search(r"^\$ resnext-ablate (match|describe) ", block)
+    ],
 )
 def test_console_block_is_what_the_command_prints(shown: str) -> None:
-    """The output shown for `match` is the output, to the letter."""
+    """The output shown of `match` and `describe` is the output, to the letter."""
     command, _, output = shown.replace("\\\n", "").partition("\n")
     arguments = command.removeprefix("$ resnext-ablate ").split()
     done = subprocess.run(
