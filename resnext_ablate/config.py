@@ -133,6 +133,8 @@ class DataConfig(_Part):
     """Pixels of a side after resizing; None keeps the images as they are."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training images held out for validation, class by class."""
+    train_fraction: float = Field(default=1.0, gt=0, le=1)
+    """Share of the other training images that is used, class by class: short runs."""
     split_seed: int = Field(default=0, ge=0)
     crop_padding: int = Field(default=4, ge=0)
     """Zeros around an image, after normalising, before a random crop; 0: no crop."""

@@ -300,6 +300,8 @@ def _key(config: DataConfig, source: Source) -> str:
         "val_fraction": config.val_fraction,
         "split_seed": config.split_seed,
     }
+    if config.train_fraction < 1:  # Named only then: older caches stay good.
+        parts["train_fraction"] = config.train_fraction
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -370,6 +372,11 @@ def _splits(config: DataConfig, decoded: Decoded) -> dict[str, Arrays]:
             "the validation split is empty: at least one class needs two training "
             "images."
         )
+    if config.train_fraction < 1:
+        used, _ = stratified_split(
+            train.labels, fraction=1 - config.train_fraction, seed=config.split_seed
+        )
+        train = train.at(used)
     return {"train": train, "val": val, "test": decoded.test}
 
 

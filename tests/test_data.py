@@ -152,6 +152,27 @@ def test_the_split_seed_decides_the_validation_split(root: Path) -> None:
     assert held(1) != held(2)
 
 
+def test_a_share_of_the_training_images_is_a_sample_by_class(root: Path) -> None:
+    """It leaves validation and test alone, keeps shares of classes and its seed."""
+
+    def splits(**settings: Any) -> data.Dataset:
+        prepared = data.prepare(_folder_config(root, **settings))
+        return data.load(prepared.folder, device=CPU)
+
+    def identities(split: data.Split) -> set[int]:
+        return set(split.images[:, 0, 0, 0].tolist())
+
+    whole, third = splits(), splits(train_fraction=1 / 3)
+    assert whole.train.labels.bincount().tolist() == [9, 18]
+    assert third.train.labels.bincount().tolist() == [3, 6]
+    assert third.info.num_train == 9
+    assert identities(third.train) < identities(whole.train)
+    assert torch.equal(third.val.images, whole.val.images)
+    assert torch.equal(third.test.images, whole.test.images)
+    other = splits(train_fraction=1 / 3, split_seed=1)
+    assert identities(other.train) != identities(third.train)
+
+
 def test_a_validation_split_needs_images(tmp_path: Path) -> None:
     """Classes of one image each leave nothing to validate on, which is said."""
     for path in ("train/a/1.png", "train/b/1.png", "test/a/1.png", "test/b/1.png"):
