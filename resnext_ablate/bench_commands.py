@@ -20,6 +20,7 @@ from resnext_ablate.options import (
     ImageSize,
     Overrides,
     PrecisionOption,
+    Profile,
     Results,
     SecondsPerNet,
     StudyFile,
@@ -47,6 +48,7 @@ def bench(
     precision: PrecisionOption = "auto",
     threads: Threads = 1,
     seconds: SecondsPerNet = 3.0,
+    profile: Profile = None,
     results: Results = Path("results"),
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +57,11 @@ def bench(
     A study keeps what is measured: it joins the certificate in tables and report.
     """
     if nets[0].endswith(".toml"):
-        costs = _bench_study(Path(nets[0]), nets[1:], results=results, seconds=seconds)
+        costs = _bench_study(
+            Path(nets[0]), nets[1:], profile=profile, results=results, seconds=seconds
+        )
+    elif profile is not None:
+        raise InputError("--profile is for study files; a net has none.")
     else:
         specs = tuple(map(parse_spec, nets))
         size = options.image_size_of(image_size, specs[0])
@@ -76,12 +82,17 @@ def bench(
 
 
 def _bench_study(
-    path: Path, overrides: list[str], *, results: Path, seconds: float
+    path: Path,
+    overrides: list[str],
+    *,
+    profile: str | None,
+    results: Path,
+    seconds: float,
 ) -> DeviceCosts:
     """Measures a study's nets as its runs train, and keeps that in its folder."""
     from resnext_ablate.config import load_study
 
-    config = load_study(path, overrides=overrides)
+    config = load_study(path, overrides=overrides, profile=profile)
     from resnext_ablate import benchmark, certificate, records, variants
     from resnext_ablate.study import prepare, read_earlier
 
@@ -104,6 +115,7 @@ def _bench_study(
 def bench_training(
     study: StudyFile,
     overrides: Overrides = None,
+    profile: Profile = None,
     variant: Annotated[
         str | None,
         typer.Option(
@@ -128,7 +140,7 @@ def bench_training(
     """
     from resnext_ablate.config import load_study
 
-    config = load_study(study, overrides=overrides or ())
+    config = load_study(study, overrides=overrides or (), profile=profile)
     from resnext_ablate import training_bench
     from resnext_ablate.loops_page import write_page
     from resnext_ablate.study import prepare

@@ -24,7 +24,7 @@ from resnext_ablate import (
     results_commands,
     terminal,
 )
-from resnext_ablate.options import AsJson, Overrides, Results, StudyFile
+from resnext_ablate.options import AsJson, Overrides, Profile, Results, StudyFile
 from resnext_ablate.spec import InputError, MeasuringError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -77,6 +77,7 @@ app.command("export-net")(net_commands.export_net)
 def plan(
     study: StudyFile,
     overrides: Overrides = None,
+    profile: Profile = None,
     results: Results = Path("results"),
     calibrate: Annotated[
         bool,
@@ -98,7 +99,7 @@ def plan(
     """What a study would run, take and show: nets, runs, power, time, memory, disk."""
     from resnext_ablate.config import load_study
 
-    config = load_study(study, overrides=overrides or ())
+    config = load_study(study, overrides=overrides or (), profile=profile)
     if config.kind == "search" and (calibrate or spread):
         raise InputError(
             "--calibrate and --spread are for ablations: the nets "
@@ -161,6 +162,7 @@ def _plan_of(
 def run(
     study: StudyFile,
     overrides: Overrides = None,
+    profile: Profile = None,
     results: Results = Path("results"),
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Run failed runs again.")
@@ -170,7 +172,7 @@ def run(
     """Runs a study, or what is left of it, and writes its tables and report."""
     from resnext_ablate.config import load_study
 
-    config = load_study(study, overrides=overrides or ())
+    config = load_study(study, overrides=overrides or (), profile=profile)
     terminal.talk(f"study {config.name}: {config.question}")
     from resnext_ablate.execution import ExecutorError
     from resnext_ablate.guards import StudyHaltedError

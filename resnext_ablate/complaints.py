@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -34,6 +34,27 @@ def describe(error: ValidationError, *, model: type[BaseModel]) -> dict[str, str
         key: f"{key or 'the study file'}: {' or '.join(broken)}{given[key]}."
         for key, broken in rules.items()
     }
+
+
+def unknown_keys(
+    values: Mapping[str, Any], *, model: type[BaseModel], at: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """One message for each key that a part of a study file cannot have.
+
+    Args:
+        values: such as a profile's.
+        model: the study file's.
+        at: where in the model the values stand.
+    """
+    found: dict[str, str] = {}
+    known = _fields_at(at, model)
+    for key, value in values.items() if known else ():
+        location = (*at, key)
+        if key not in known:
+            found[".".join(location)] = _unknown_key(location, model)
+        elif isinstance(value, Mapping):
+            found |= unknown_keys(value, model=model, at=location)
+    return found
 
 
 def _key_of(location: Sequence[str | int], model: type[BaseModel]) -> tuple[str, ...]:

@@ -7,9 +7,8 @@ refused, and every error names file, line, key, rule and the nearest valid key.
 from __future__ import annotations
 
 import re
-import tomllib
 import urllib.parse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -23,7 +22,7 @@ from pydantic import (
     model_validator,
 )
 
-from resnext_ablate import complaints
+from resnext_ablate import complaints, study_file
 from resnext_ablate.matching import MEASURED, Hold, Widths
 from resnext_ablate.names import parse_setting, parse_spec
 from resnext_ablate.search_config import SearchConfig
@@ -333,46 +332,41 @@ class StudyConfig(_Part):
         return tomli_w.dumps(self.model_dump(mode="json", exclude_none=True))
 
 
-def load_study(path: Path, *, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study(
+    path: Path, *, overrides: Sequence[str] = (), profile: str | None = None
+) -> StudyConfig:
     """Reads and checks a study file.
 
     Args:
         path: the TOML file.
         overrides: `key=value` texts such as `train.epochs=2`. The value is parsed as
             TOML, and a bare word is a string.
+        profile: which of the file's profiles is laid over it, below the overrides.
 
     Raises:
         InputError: the file cannot be read, is not TOML, or breaks a rule. All broken
             rules are named, each with its line and key.
     """
+    found = study_file.read(path, profile=profile, overrides=overrides)
+    messages = [
+        f"{found.place_in(name, key)}: {message}"
+        for name, values in found.profiles.items()
+        for key, message in complaints.unknown_keys(values, model=StudyConfig).items()
+    ]
+    if messages:
+        raise InputError("\n".join(messages))
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise InputError(f"study file {path}: cannot be read: {reason}.") from None
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"study file {path}: not valid TOML: {error}.") from None
-    overridden = dict(_parse_override(override) for override in overrides)
-    for key, value in overridden.items():
-        _set(values, key, value)
-    try:
-        return StudyConfig.model_validate(values)
+        return StudyConfig.model_validate(found.values)
     except ValidationError as error:
-        lines = dict(complaints.key_lines(text))
-        messages = []
-        for key, message in complaints.describe(error, model=StudyConfig).items():
-            given = next((o for o in overridden if _covers(o, key)), None)
-            line = lines.get(key) or lines.get(key.rpartition(".")[0])
-            where = f"override {given}" if given else f"{path}:{line or 1}"
-            messages.append(f"{where}: {message}")
-        raise InputError("\n".join(messages)) from None
+        told = complaints.describe(error, model=StudyConfig)
+        raise InputError(
+            "\n".join(f"{found.place_of(key)}: {told[key]}" for key in told)
+        ) from None
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of a study file, for editors."""
-    schema = StudyConfig.model_json_schema()
+    schema = study_file.with_profiles(StudyConfig.model_json_schema())
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 
@@ -383,43 +377,12 @@ def differences(
 
     Keys in `may_change`, and those below them, are passed over.
     """
-    before, after = (dict(_flat(c.model_dump(mode="json"))) for c in (old, new))
+    before, after = (
+        dict(study_file.flat(c.model_dump(mode="json"))) for c in (old, new)
+    )
     return tuple(
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted({*before, *after})
         if before.get(key) != after.get(key)
-        and not any(_covers(free, key) for free in may_change)
+        and not any(study_file.covers(free, key) for free in may_change)
     )
-
-
-def _covers(prefix: str, key: str) -> bool:
-    return key == prefix or key.startswith(f"{prefix}.")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _parse_override(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    key = key.strip()
-    if not equals or not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*", key):
-        raise InputError(f"override {text!r}: write key=value, as in train.epochs=2.")
-    try:
-        parsed = tomllib.loads(f"value = {value}")
-    except tomllib.TOMLDecodeError:
-        return key, value.strip()
-    return key, parsed["value"] if set(parsed) == {"value"} else value.strip()
-
-
-def _set(values: dict[str, Any], key: str, value: Any) -> None:
-    *tables, last = key.split(".")
-    for table in tables:
-        values = values.setdefault(table, {})
-        if not isinstance(values, dict):
-            raise InputError(f"override {key}: {table} is a value, not a table.")
-    values[last] = value

@@ -22,6 +22,14 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
+Profile = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Profile of the study file, as in laptop, gpu or paper.",
+        show_default=False,
+    ),
+]
 StudyName = Annotated[
     str,
     typer.Argument(

@@ -30,8 +30,9 @@ ROOMS: dict[str, set[str]] = {
     "power": {"stats"},
     # records
     "complaints": set(),
+    "study_file": {"complaints"},
     "search_config": {"costs"},
-    "config": {"complaints", "matching", "names", "search_config"},
+    "config": {"complaints", "matching", "names", "search_config", "study_file"},
     "records": set(),
     "outcomes": {"records", "search_config"},
     "rungs": {"records"},

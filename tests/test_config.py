@@ -32,15 +32,19 @@ epochs = 4
 """
 
 
-def load(tmp_path: Path, text: str, *overrides: str) -> StudyConfig:
+def load(
+    tmp_path: Path, text: str, *overrides: str, profile: str | None = None
+) -> StudyConfig:
     path = tmp_path / "study.toml"
     path.write_text(text, encoding="utf-8")
-    return load_study(path, overrides=overrides)
+    return load_study(path, overrides=overrides, profile=profile)
 
 
-def refusal(tmp_path: Path, text: str, *overrides: str) -> str:
+def refusal(
+    tmp_path: Path, text: str, *overrides: str, profile: str | None = None
+) -> str:
     with pytest.raises(InputError) as caught:
-        load(tmp_path, text, *overrides)
+        load(tmp_path, text, *overrides, profile=profile)
     return str(caught.value).replace(str(tmp_path), "DIR")
 
 
@@ -73,6 +77,24 @@ def test_schema_refuses_what_the_loader_refuses() -> None:
     values["train"]["lr"] = 0.1
     with pytest.raises(jsonschema.ValidationError, match="lr"):
         jsonschema.validate(values, json_schema())
+
+
+def profiles_of(path: Path) -> list[str]:
+    return list(tomllib.loads(path.read_text(encoding="utf-8")).get("profiles", {}))
+
+
+@pytest.mark.parametrize(
+    ("path", "profile"),
+    [(path, profile) for path in STUDIES for profile in profiles_of(path)],
+    ids=lambda value: value if isinstance(value, str) else value.stem,
+)
+def test_profiles_of_shipped_studies_load(
+    path: Path, profile: str, tmp_path: Path
+) -> None:
+    """Each is a study of its own, and reads back as what it is."""
+    study = load_study(path, profile=profile)
+    assert study.name == f"{path.stem}-{profile}"
+    assert load(tmp_path, study.to_toml()) == study
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
@@ -341,3 +363,102 @@ def test_options_of_another_engine_are_refused(
 ) -> None:
     """No option is accepted that would do nothing."""
     assert message in refusal(tmp_path, MINIMAL, *overrides)
+
+
+PROFILES = """
+[profiles.short]
+question = "Soon?"
+
+[profiles.short.net]
+cardinality = [1, 4, 8]
+
+[profiles.short.train]
+epochs = 2
+
+[profiles.long]
+train.epochs = 40
+run = { seeds = [7, 9] }
+"""
+
+
+def test_profile_is_laid_over_the_file_and_overrides_over_both(tmp_path: Path) -> None:
+    """What it names is replaced, lists as a whole; all else is the file's."""
+    text = MINIMAL + "learning_rate = 0.3\n" + PROFILES
+    base = load(tmp_path, text)
+    assert (base.name, base.train.epochs, base.net.cardinality) == ("tiny", 4, (1, 2))
+    short = load(tmp_path, text, profile="short")
+    assert (short.name, short.question) == ("tiny-short", "Soon?")
+    assert short.net.cardinality == (1, 4, 8)
+    assert (short.train.epochs, short.train.learning_rate) == (2, 0.3)
+    long = load(tmp_path, text, "train.epochs=50", "name=own", profile="long")
+    assert (long.name, long.train.epochs, long.run.seed_list()) == ("own", 50, (7, 9))
+
+
+def test_resolved_study_has_no_profiles(tmp_path: Path) -> None:
+    """What is kept with the results is one study, not a choice of them."""
+    resolved = load(tmp_path, MINIMAL + PROFILES, profile="short").to_toml()
+    assert "profiles" not in resolved
+    assert load(tmp_path, resolved).to_toml() == resolved
+
+
+@pytest.mark.parametrize(
+    ("text", "profile", "message"),
+    [
+        (
+            PROFILES,
+            "shrt",
+            "--profile: DIR/study.toml has no profile 'shrt' (did you mean 'short'?); "
+            "it has short, long.",
+        ),
+        ("", "short", "--profile: DIR/study.toml has no profiles, so none 'short'."),
+        (
+            PROFILES.replace("epochs = 2", "epochs = 0"),
+            "short",
+            "DIR/study.toml:20: profile short: train.epochs: must be greater than",
+        ),
+        (
+            PROFILES.replace("epochs = 2", "epocs = 2"),
+            None,
+            "DIR/study.toml:20: profile short: unknown key 'epocs' in [train] "
+            "(did you mean 'epochs'?)",
+        ),
+        (
+            PROFILES.replace("[profiles.short.train]", "[profiles.short.trn]"),
+            "long",
+            "DIR/study.toml:19: profile short: unknown key 'trn' in the study file",
+        ),
+        (
+            PROFILES.replace("[1, 4, 8]", "[1, 4, 4]"),
+            "short",
+            "DIR/study.toml:16: profile short: net: cardinality names a value twice",
+        ),
+        (
+            PROFILES.replace("question", "name"),
+            None,
+            "DIR/study.toml:14: profile short: must not have name: ",
+        ),
+        ("[profiles]\nshort = 3\n", None, "DIR/study.toml:12: profiles: must be tab"),
+    ],
+)
+def test_mistakes_in_profiles_name_line_and_profile(
+    tmp_path: Path, text: str, profile: str | None, message: str
+) -> None:
+    """A profile is checked as the file is; an unchosen one for unknown keys."""
+    assert message in refusal(tmp_path, MINIMAL + text, profile=profile)
+
+
+def test_what_a_profile_does_not_say_is_not_blamed_on_it(tmp_path: Path) -> None:
+    """The line of a mistake is that of the file, or of the override."""
+    text = MINIMAL.replace('"digits"', '"digit"') + PROFILES
+    message = refusal(tmp_path, text, "train.epochs=0", profile="short")
+    assert "DIR/study.toml:8: data.name" in message
+    assert "override train.epochs: train.epochs" in message
+
+
+def test_schema_knows_profiles_and_refuses_unknown_keys_in_them() -> None:
+    """Editors complete profiles; nothing is required there."""
+    values = tomllib.loads(MINIMAL + PROFILES)
+    jsonschema.validate(values, json_schema())
+    values["profiles"]["short"]["train"]["epocs"] = 3
+    with pytest.raises(jsonschema.ValidationError, match="epocs"):
+        jsonschema.validate(values, json_schema())
