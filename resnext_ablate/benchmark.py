@@ -21,8 +21,7 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from resnext_ablate import tuning
 from resnext_ablate.certificate import (
@@ -33,6 +32,7 @@ from resnext_ablate.certificate import (
     spread_of,
 )
 from resnext_ablate.config import TrainConfig
+from resnext_ablate.data import Batch, EpochDraws, augment, draw_epoch
 from resnext_ablate.hardware import (
     TRAINING_ENVIRONMENT,
     Precision,
@@ -40,14 +40,13 @@ from resnext_ablate.hardware import (
     kernel_choice,
     synchronised_time_s,
 )
-from resnext_ablate.layers import settle
-from resnext_ablate.model import build
-from resnext_ablate.optimization import make_optimizer
+from resnext_ablate.learner import Learner, evaluator, new_learner, update
 from resnext_ablate.roofline import Peaks, training_floor_s
 from resnext_ablate.spec import MeasuringError, ResNeXtSpec, spec_from_dict
 
 _WARM_UP_ROUNDS = 3
 _MAX_ROUNDS = 101
+_CROP_PADDING = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,33 +173,40 @@ def measure_peaks(device: torch.device, *, precision: Precision) -> Peaks:
 
 @dataclass(frozen=True)
 class _Bench:
-    """A net with all that its steps need."""
+    """A net with all that its steps need, and one batch as a data set holds it.
 
-    model: nn.Module
-    optimizer: torch.optim.SGD
+    images: uint8 (N, H, W, C); labels: int64 (N,).
+    """
+
+    learner: Learner
     images: Tensor
     labels: Tensor
-    setup: Setup
-
-    def forward(self) -> None:
-        self.model.eval()
-        with torch.inference_mode(), self._autocast():
-            self.model(self.images)
+    draws: EpochDraws
+    wrong: Tensor
 
     def step(self) -> None:
-        self.model.train()
-        with self._autocast():
-            logits = self.model(self.images)
-            loss = F.cross_entropy(logits.float(), self.labels)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        """A step of training, from the images as a data set holds them."""
+        batch = self._batch()
+        rate = self.learner.config.learning_rate
+        update(self.learner, batch, learning_rate=rate, wrong=self.wrong)
 
-    def _autocast(self) -> torch.autocast:
-        enabled = _precision(self.setup) == "bf16"
-        return torch.autocast(
-            self.images.device.type, dtype=torch.bfloat16, enabled=enabled
+    def forward(self) -> Callable[[], object]:
+        """A forward pass as in evaluation, of the net as it is now."""
+        logits_of, images = evaluator(self.learner), self._batch().images
+        return lambda: logits_of(images)
+
+    def _batch(self) -> Batch:
+        channels = self.images.shape[-1]
+        moments = torch.full((2, channels), 0.5, device=self.images.device)
+        images = augment(
+            self.images,
+            positions=self.draws.order,
+            shift=self.draws.shift,
+            mirrored=self.draws.mirrored,
+            mean=moments[0],
+            std=moments[1],
         )
+        return Batch(images, self.labels)
 
 
 def _with_forms(
@@ -218,24 +224,28 @@ def _with_forms(
 
 def _bench(spec: ResNeXtSpec, *, setup: Setup, device: torch.device) -> _Bench:
     generator = torch.Generator().manual_seed(0)
-    layout = (
-        torch.channels_last if setup.train.channels_last else torch.contiguous_format
+    count, side = setup.train.batch_size, setup.image_size
+    learner = new_learner(
+        spec,
+        generator=generator,
+        config=setup.train,
+        image_size=side,
+        device=device,
     )
-    model = build(spec, generator=generator).to(device).to(memory_format=layout)
-    kernels = tuning.resolve_kernels(
-        setup.train.kernels, device=device, channels_last=setup.train.channels_last
+    size = (count, side, side, spec.in_channels)
+    images = torch.randint(256, size, generator=generator, dtype=torch.uint8)
+    labels = torch.randint(spec.num_classes, (count,), generator=generator)
+    draws = draw_epoch(
+        count, crop_padding=_CROP_PADDING, flip=True, generator=generator
     )
-    forms = {} if setup.train.conv_forms == "auto" else setup.train.conv_forms
-    settle(model, spec.layout(setup.image_size), kernels=kernels, forms=forms)
-    size = (setup.train.batch_size, spec.in_channels, *(setup.image_size,) * 2)
-    images = torch.randn(size, generator=generator).to(device)
-    labels = torch.randint(spec.num_classes, size[:1], generator=generator)
     return _Bench(
-        model=model,
-        optimizer=make_optimizer(model, config=setup.train),
-        images=images.to(memory_format=layout),
+        learner=learner,
+        images=images.to(device),
         labels=labels.to(device),
-        setup=setup,
+        draws=EpochDraws(
+            *(one.to(device) for one in (draws.order, draws.shift, draws.mirrored))
+        ),
+        wrong=torch.zeros((), dtype=torch.int64, device=device),
     )
 
 
@@ -256,8 +266,9 @@ def _interleaved(
         # Another net begins each round: none is always behind the same neighbour.
         for turn in range(len(benches)):
             at = (rounds + turn) % len(benches)
+            benches[at].learner.model.train()
             step_s = _timed_s(benches[at].step, clock=clock)
-            forward_s = _timed_s(benches[at].forward, clock=clock)
+            forward_s = _timed_s(benches[at].forward(), clock=clock)
             if rounds >= 0:
                 steps[at].append(step_s)
                 forwards[at].append(forward_s)
@@ -271,7 +282,8 @@ def _peak_memory_mib(bench: _Bench, *, device: torch.device) -> float:
     Allocations count, not pages: the same step gives the same number each time.
     """
     # Gradients are the step's own: those of the last step must not count as well.
-    bench.optimizer.zero_grad()
+    bench.learner.optimizer.zero_grad()
+    bench.learner.model.train()
     held = _held_bytes(bench)
     if device.type == "cuda":
         before = torch.cuda.memory_allocated(device)
@@ -304,12 +316,12 @@ def _grown_on_cpu(bench: _Bench) -> int:
 
 
 def _held_bytes(bench: _Bench) -> int:
-    """Of what stays between two steps: weights, statistics, momentum and the batch."""
-    tensors = [*bench.model.parameters(), *bench.model.buffers()]
-    tensors += [bench.images, bench.labels]
+    """Of what stays between two steps: weights, statistics and momentum."""
+    model, states = bench.learner.model, bench.learner.optimizer.state.values()
+    tensors = [*model.parameters(), *model.buffers()]
     tensors += [
         value
-        for state in bench.optimizer.state.values()
+        for state in states
         for value in state.values()
         if isinstance(value, Tensor)
     ]

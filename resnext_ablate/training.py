@@ -21,14 +21,12 @@ from resnext_ablate import checkpoint
 from resnext_ablate.checkpoint import Checkpoint, Keeper
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import (
-    Batch,
     Dataset,
     Split,
     draw_epoch,
     epoch_generator,
     eval_batches,
     num_batches,
-    parts_of,
     train_batches,
 )
 from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
@@ -40,12 +38,10 @@ from resnext_ablate.hardware import (
     reset_peak_memory,
     synchronised_time_s,
 )
-from resnext_ablate.layers import settle
-from resnext_ablate.model import ResNeXt, build, for_evaluation
-from resnext_ablate.optimization import learning_rate, make_optimizer
+from resnext_ablate.learner import Learner, evaluator, new_learner, update
+from resnext_ablate.optimization import learning_rate
 from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
-from resnext_ablate.tuning import resolve_kernels, resolve_precision
 
 _CUDA_CHECK_INTERVAL = 100
 """Steps between two looks at the losses of a CUDA device."""
@@ -115,24 +111,24 @@ def train(
         RunStoppedError: `should_stop` said so.
     """
     _check_fit(spec, dataset=dataset)
-    precision = resolve_precision(config.precision, device=device)
     reset_peak_memory(device)
     with kernel_choice(deterministic=deterministic):
-        model = _initial_model(
-            spec, seed=seed, device=device, config=config, dataset=dataset
-        )
         run = _Run(
-            model=model,
-            optimizer=make_optimizer(model, config=config),
+            learner=new_learner(
+                spec,
+                generator=torch.Generator().manual_seed(_weights_seed(seed)),
+                config=config,
+                image_size=dataset.info.image_size,
+                device=device,
+                num_micro_batches=num_micro_batches,
+            ),
             config=config,
             data_config=data_config,
             dataset=dataset,
             seed=seed,
             device=device,
-            precision=precision,
             keeper=keeper,
             should_stop=should_stop,
-            num_micro_batches=num_micro_batches,
         )
         return _train(run, on_epoch=on_epoch)
 
@@ -157,44 +153,21 @@ def _train(run: _Run, *, on_epoch: Callable[[EpochRecord], None]) -> RunResult:
         images_per_s=images / time_s,
         peak_memory_mib=_peak_memory_mib(run, progress),
         device=device_name(run.device),
-        precision=run.precision,
+        precision=run.learner.precision,
         correct=test.correct,
     )
 
 
-def _initial_model(
-    spec: ResNeXtSpec,
-    *,
-    seed: int,
-    device: torch.device,
-    config: TrainConfig,
-    dataset: Dataset,
-) -> ResNeXt:
-    weights = torch.Generator().manual_seed(_weights_seed(seed))
-    model = build(spec, generator=weights).to(device)
-    kernels = resolve_kernels(
-        config.kernels, device=device, channels_last=config.channels_last
-    )
-    forms = {} if config.conv_forms == "auto" else config.conv_forms
-    settle(model, spec.layout(dataset.info.image_size), kernels=kernels, forms=forms)
-    if config.channels_last:
-        return model.to(memory_format=torch.channels_last)
-    return model
-
-
 @dataclass(frozen=True)
 class _Run:
-    model: ResNeXt
-    optimizer: torch.optim.SGD
+    learner: Learner
     config: TrainConfig
     data_config: DataConfig
     dataset: Dataset
     seed: int
     device: torch.device
-    precision: Precision
     keeper: Keeper | None
     should_stop: Callable[[], bool]
-    num_micro_batches: int
 
 
 @dataclass
@@ -231,8 +204,8 @@ def _begin(run: _Run) -> _Progress:
     kept = run.keeper.load() if run.keeper else None
     if kept is None:
         return progress
-    run.model.load_state_dict(kept.model)
-    run.optimizer.load_state_dict(kept.optimizer)
+    run.learner.model.load_state_dict(kept.model)
+    run.learner.optimizer.load_state_dict(kept.optimizer)
     checkpoint.set_random_states(kept.random_states, device=run.device)
     progress.losses[: kept.step] = kept.losses.to(run.device)
     progress.wrong += kept.num_wrong
@@ -252,8 +225,8 @@ def _checkpoint(run: _Run, progress: _Progress) -> Checkpoint:
         losses=progress.losses[: progress.step].clone(),
         num_wrong=int(progress.wrong.item()),
         time_s=progress.time_s,
-        model=run.model.state_dict(),
-        optimizer=run.optimizer.state_dict(),
+        model=run.learner.model.state_dict(),
+        optimizer=run.learner.optimizer.state_dict(),
         random_states=checkpoint.random_states(run.device),
     )
 
@@ -289,7 +262,7 @@ def _peak_memory_mib(run: _Run, progress: _Progress) -> float:
 def _train_epoch(run: _Run, progress: _Progress) -> None:
     steps, epoch = _steps_per_epoch(run), progress.epoch
     interval = 1 if run.device.type == "cpu" else _CUDA_CHECK_INTERVAL
-    run.model.train()
+    run.learner.model.train()
     start = synchronised_time_s(run.device) - progress.time_s
     draws = draw_epoch(
         len(run.dataset.train.labels),
@@ -308,9 +281,9 @@ def _train_epoch(run: _Run, progress: _Progress) -> None:
         rate = learning_rate(
             run.config, step=(epoch - 1) * steps + step, steps_per_epoch=steps
         )
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        progress.losses[step] = _step(run, batch, wrong=progress.wrong)
+        progress.losses[step] = update(
+            run.learner, batch, learning_rate=rate, wrong=progress.wrong
+        )
         progress.step = step + 1
         if progress.step % interval == 0 or progress.step == steps:
             done = progress.losses[: progress.step]
@@ -337,36 +310,6 @@ def _stop(run: _Run, progress: _Progress) -> NoReturn:
     raise RunStoppedError(f"stopped in epoch {epoch} after step {step}")
 
 
-def _step(run: _Run, batch: Batch, *, wrong: Tensor) -> Tensor:
-    """One update; returns the batch's loss and adds its wrong answers to `wrong`."""
-    run.optimizer.zero_grad()
-    losses = [
-        _add_gradients(
-            run, part, share=len(part.labels) / len(batch.labels), wrong=wrong
-        )
-        for part in parts_of(batch, count=run.num_micro_batches)
-    ]
-    run.optimizer.step()
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
-
-
-def _add_gradients(run: _Run, batch: Batch, *, share: float, wrong: Tensor) -> Tensor:
-    """Adds the gradients of a part of a batch; returns its share of the mean loss."""
-    images = batch.images
-    if not run.config.channels_last:
-        images = images.contiguous()
-    with _autocast(run):
-        logits = run.model(images)
-        loss = F.cross_entropy(
-            logits.float(), batch.labels, label_smoothing=run.config.label_smoothing
-        )
-    if share < 1:
-        loss = loss * share
-    loss.backward()  # type: ignore[no-untyped-call]
-    wrong += (logits.detach().argmax(dim=1) != batch.labels).sum()
-    return loss.detach()
-
-
 def _check_finite(losses: Tensor, *, interval: int, epoch: int) -> None:
     """Looks at the last `interval` of an epoch's losses so far."""
     seen = max(0, len(losses) - interval)
@@ -379,8 +322,7 @@ def _check_finite(losses: Tensor, *, interval: int, epoch: int) -> None:
 def _evaluate(run: _Run, split: Split, *, name: str, progress: _Progress) -> _Score:
     """Plain cross entropy and error of a split, as it is, by the current weights."""
     losses, right = [], []
-    run.optimizer.zero_grad()  # A copy of the net must not copy its gradients.
-    model = for_evaluation(run.model)
+    logits_of = evaluator(run.learner)
     with torch.inference_mode():
         for batch in eval_batches(
             split,
@@ -390,11 +332,7 @@ def _evaluate(run: _Run, split: Split, *, name: str, progress: _Progress) -> _Sc
         ):
             if run.should_stop():
                 _stop(run, progress)
-            images = batch.images
-            if not run.config.channels_last:
-                images = images.contiguous()
-            with _autocast(run):
-                logits = model(images).float()
+            logits = logits_of(batch.images)
             losses.append(F.cross_entropy(logits, batch.labels, reduction="sum"))
             right.append(logits.argmax(dim=1) == batch.labels)
         loss = torch.stack(losses).double().sum().item() / len(split.labels)
@@ -403,12 +341,6 @@ def _evaluate(run: _Run, split: Split, *, name: str, progress: _Progress) -> _Sc
         steps, epoch = _steps_per_epoch(run), min(progress.epoch, run.config.epochs)
         raise NonFiniteLossError(split=name, loss=loss, epoch=epoch, step=steps)
     return _Score(loss, 100 * int((~correct).sum()) / len(correct), correct)
-
-
-def _autocast(run: _Run) -> torch.autocast:
-    return torch.autocast(
-        run.device.type, dtype=torch.bfloat16, enabled=run.precision == "bf16"
-    )
 
 
 def _steps_per_epoch(run: _Run) -> int:

@@ -2,10 +2,12 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from test_cli import answer, program
 
 from resnext_ablate import benchmark
@@ -83,6 +85,35 @@ def test_peak_memory_is_of_tensors_and_repeats_exactly() -> None:
     least = (3 * weights + sum(kept.values()) - weights) / 2**20
     assert outputs.shape == (16, 10)
     assert least < measured < 1.5 * least
+
+
+def test_what_is_timed_is_what_a_study_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step goes through the function that trains runs, with the study's recipe,
+    and each forward pass through the one that evaluates them, with folded norms."""
+    recipe = {"precision": "fp32", "label_smoothing": 0.1, "kernels": "fused"}
+    train = TrainConfig.model_validate({"epochs": 1, "batch_size": 8, **recipe})
+    setup = Setup(
+        train=train, image_size=8, device="cpu", seconds_per_net=0, min_repeats=2
+    )
+    losses, folds = [], []
+    update, evaluator = benchmark.update, benchmark.evaluator
+
+    def spied(learner: Any, batch: Any, **rest: Any) -> torch.Tensor:
+        logits = learner.model(batch.images)
+        expected = F.cross_entropy(logits, batch.labels, label_smoothing=0.1)
+        loss = update(learner, batch, **rest)
+        losses.append(loss.item() - expected.item())
+        return loss
+
+    def unfolding(learner: Any) -> Any:
+        folds.append(learner.model.bn1.is_fused)
+        return evaluator(learner)
+
+    monkeypatch.setattr(benchmark, "update", spied)
+    monkeypatch.setattr(benchmark, "evaluator", unfolding)
+    benchmark.measure_here([parse_spec("resnet11-t8")], setup=setup)
+    assert len(losses) == 3 + 2 + 1 and max(map(abs, losses)) < 1e-5
+    assert folds == [True] * 5
 
 
 def test_images_too_small_are_refused_before_a_process_starts() -> None:

@@ -21,7 +21,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resnext_ablate import checkpoint, training
+from resnext_ablate import checkpoint, learner, training
 from resnext_ablate.checkpoint import Checkpoint, Keeper
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import DataInfo, Dataset, Split
@@ -196,7 +196,7 @@ def test_random_states_go_on_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A net that draws from torch's own generator resumes its draws."""
-    build = training.build
+    build = learner.build
 
     def with_dropout(*arguments: Any, **options: Any) -> nn.Module:
         torch.manual_seed(5)
@@ -204,7 +204,7 @@ def test_random_states_go_on_too(
         net.avgpool = nn.Sequential(net.avgpool, nn.Dropout(0.3))
         return net
 
-    monkeypatch.setattr(training, "build", with_dropout)
+    monkeypatch.setattr(learner, "build", with_dropout)
     unbroken = numbers(train(None))
     with pytest.raises(RunStoppedError):
         train(tmp_path, should_stop=after(6, killed=False))

@@ -445,15 +445,17 @@ def test_a_run_leaves_global_random_state_alone() -> None:
 def test_variants_see_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one seed every net gets the same images, labels and augmentation."""
     seen: dict[str, list[torch.Tensor]] = {}
-    step = training._step
+    update = training.update
     for name in ("resnext11-1x4d-t4-in1-c4", "resnext11-4x3d-t8-in1-c4"):
         kept = seen.setdefault(name, [])
 
-        def spied(run: Any, batch: data.Batch, *, wrong: Any, kept: Any = kept) -> Any:
+        def spied(
+            learner: Any, batch: data.Batch, *, kept: Any = kept, **rest: Any
+        ) -> Any:
             kept.extend((batch.images.clone(), batch.labels.clone()))
-            return step(run, batch, wrong=wrong)
+            return update(learner, batch, **rest)
 
-        monkeypatch.setattr(training, "_step", spied)
+        monkeypatch.setattr(training, "update", spied)
         _train(_config(), name=name, seed=3)
     first, second = seen.values()
     assert len(first) == 16
@@ -597,19 +599,19 @@ def test_cuda_repeats_itself_and_never_waits_within_an_epoch() -> None:
     dataset = dataclasses.replace(
         on_cpu, **splits, mean=on_cpu.mean.to(device), std=on_cpu.std.to(device)
     )
-    step = training._step
+    update = training.update
 
-    def without_waiting(run: Any, batch: data.Batch, *, wrong: torch.Tensor) -> Any:
+    def without_waiting(learner: Any, batch: data.Batch, **rest: Any) -> Any:
         torch.cuda.set_sync_debug_mode("error")
         try:
-            return step(run, batch, wrong=wrong)
+            return update(learner, batch, **rest)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
     results = []
     for _ in range(2):
         with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(training, "_step", without_waiting)
+            monkeypatch.setattr(training, "update", without_waiting)
             results.append(
                 training.train(
                     SMALL,
