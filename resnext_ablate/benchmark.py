@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 import torch
@@ -38,10 +37,10 @@ from resnext_ablate.hardware import (
     Precision,
     device_name,
     kernel_choice,
-    synchronised_time_s,
 )
 from resnext_ablate.learner import Learner, evaluator, new_learner, update
-from resnext_ablate.roofline import Peaks, training_floor_s
+from resnext_ablate.peaks import clock, measure_peaks, timed_s
+from resnext_ablate.roofline import training_floor_s
 from resnext_ablate.spec import MeasuringError, ResNeXtSpec, spec_from_dict
 
 _WARM_UP_ROUNDS = 3
@@ -153,24 +152,6 @@ def measure_here(specs: Sequence[ResNeXtSpec], *, setup: Setup) -> DeviceCosts:
     )
 
 
-def measure_peaks(device: torch.device, *, precision: Precision) -> Peaks:
-    """The best of a large matrix product and of a large copy, on the threads set."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    on_cuda = device.type == "cuda"
-    side = 8192 if on_cuda else 2048
-    left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in "ab")
-    num_values = 2**30 if on_cuda else 2**26
-    source = torch.ones(num_values, dtype=torch.uint8, device=device)
-    target = torch.empty_like(source)
-    product_s = _best_s(lambda: torch.mm(left, right), device=device)
-    copy_s = _best_s(lambda: target.copy_(source), device=device)
-    return Peaks(
-        macs_per_s=side**3 / product_s,
-        bytes_per_s=2 * num_values / copy_s,
-        bytes_per_value=dtype.itemsize,
-    )
-
-
 @dataclass(frozen=True)
 class _Bench:
     """A net with all that its steps need, and one batch as a data set holds it.
@@ -253,7 +234,7 @@ def _interleaved(
     benches: Sequence[_Bench], *, setup: Setup, device: torch.device
 ) -> tuple[list[list[float]], list[list[float]]]:
     """Seconds of each net's steps and forward passes, a round of all at a time."""
-    clock = _clock(device, num_threads=setup.num_threads)
+    seconds = clock(device, num_threads=setup.num_threads)
     steps: list[list[float]] = [[] for _ in benches]
     forwards: list[list[float]] = [[] for _ in benches]
     rounds, start = -_WARM_UP_ROUNDS, time.perf_counter()
@@ -267,8 +248,8 @@ def _interleaved(
         for turn in range(len(benches)):
             at = (rounds + turn) % len(benches)
             benches[at].learner.model.train()
-            step_s = _timed_s(benches[at].step, clock=clock)
-            forward_s = _timed_s(benches[at].forward(), clock=clock)
+            step_s = timed_s(benches[at].step, clock=seconds)
+            forward_s = timed_s(benches[at].forward(), clock=seconds)
             if rounds >= 0:
                 steps[at].append(step_s)
                 forwards[at].append(forward_s)
@@ -336,25 +317,6 @@ def _error_pct(times: Sequence[float], reference: Sequence[float]) -> Spread:
 def _precision(setup: Setup) -> Precision:
     assert setup.train.precision != "auto", "resolved before nets are measured"
     return setup.train.precision
-
-
-def _clock(device: torch.device, *, num_threads: int) -> Callable[[], float]:
-    """Seconds, of the processor where one thread does all: a busy neighbour takes
-    turns on the same core, which says nothing of the net."""
-    if device.type == "cpu" and num_threads == 1:
-        return time.process_time
-    return partial(synchronised_time_s, device)
-
-
-def _timed_s(call: Callable[[], object], *, clock: Callable[[], float]) -> float:
-    start = clock()
-    call()
-    return clock() - start
-
-
-def _best_s(call: Callable[[], object], *, device: torch.device) -> float:
-    clock = _clock(device, num_threads=torch.get_num_threads())
-    return min(_timed_s(call, clock=clock) for _ in range(12))
 
 
 def _serve() -> None:

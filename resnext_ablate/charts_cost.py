@@ -105,6 +105,7 @@ def costs_data(variants: pd.DataFrame, runs: pd.DataFrame) -> CostsData:
             y_title="time per image (ms)",
         )
         note = "Above: training time per image, each small dot one seed."
+    note += _roofline_note(runs)
     note += " Below: activations, the outputs of all convolutions for one image."
     activations = points_data(
         variants.assign(acts_mean=variants["activations"]),
@@ -116,6 +117,17 @@ def costs_data(variants: pd.DataFrame, runs: pd.DataFrame) -> CostsData:
     )
     time = PointsData(**{**vars(time), "note": note})
     return CostsData(time=time, activations=activations)
+
+
+def _roofline_note(runs: pd.DataFrame) -> str:
+    """How much of the device the runs used, where they know."""
+    if "roofline_pct" not in runs or runs["roofline_pct"].isna().all():
+        return ""
+    low, high = runs["roofline_pct"].min(), runs["roofline_pct"].max()
+    return (
+        f" The runs reached {low:.0f} to {high:.0f} % of the roofline: the images per "
+        "second that their layers' multiply-adds and traffic allow on the device."
+    )
 
 
 def time_column(variants: pd.DataFrame) -> str:

@@ -36,8 +36,10 @@ from resnext_ablate.config import StudyConfig
 from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
 from resnext_ablate.execution import Event, Job
 from resnext_ablate.hardware import is_out_of_memory
+from resnext_ablate.peaks import known_peaks, roofline_pct
 from resnext_ablate.records import EpochRecord, RunRecord
-from resnext_ablate.spec import spec_from_dict
+from resnext_ablate.roofline import Peaks
+from resnext_ablate.spec import ResNeXtSpec, spec_from_dict
 
 _ALIVE_EVERY_S = 1.0
 _PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
@@ -101,31 +103,51 @@ def execute(
     def ended(state: records.RunState, reason: str) -> RunRecord:
         return replace(begun, state=state, reason=reason, epochs=tuple(epochs))
 
+    spec, device = spec_from_dict(job.spec), torch.device(job.device)
+    peaks = known_peaks(device, precision=config.train.precision)
     try:
         result = training.train(
-            spec_from_dict(job.spec),
+            spec,
             config=config.train,
             data_config=config.data,
             dataset=dataset,
             seed=job.seed,
-            device=torch.device(job.device),
+            device=device,
             deterministic=config.run.deterministic,
             on_epoch=keep,
             keeper=_keeper(job, config=config, data_checksum=dataset.info.checksum),
             should_stop=should_stop,
             num_micro_batches=job.num_micro_batches,
         )
-    except _Pruned as pruned:
-        return ended("pruned", str(pruned))
-    except NonFiniteLossError as error:
-        return ended("diverged", str(error))
-    except Exception as error:
-        if isinstance(error, RunStoppedError) or _is_for_scheduler(error):
+    except (_Pruned, NonFiniteLossError) as end:
+        return ended("pruned" if isinstance(end, _Pruned) else "diverged", str(end))
+    except Exception as error:  # One run's fault must not end the study.
+        if _is_for_scheduler(error):
             raise
-        # One run's fault must not end the study.
         _logger.exception("run %s of %s failed", job.cell, job.variant)
         return ended("failed", f"{type(error).__name__}: {error}")
-    return _completed(ended("complete", ""), result)
+    run = _completed(ended("complete", ""), result)
+    return _with_share(run, peaks, spec=spec, config=config, dataset=dataset)
+
+
+def _with_share(
+    run: RunRecord,
+    peaks: Peaks,
+    *,
+    spec: ResNeXtSpec,
+    config: StudyConfig,
+    dataset: data.Dataset,
+) -> RunRecord:
+    """The run with what it used of its device."""
+    assert run.images_per_s is not None
+    used_pct = roofline_pct(
+        spec,
+        images_per_s=run.images_per_s,
+        image_size=dataset.info.image_size,
+        batch_size=min(config.train.batch_size, len(dataset.train.labels)),
+        peaks=peaks,
+    )
+    return replace(run, roofline_pct=used_pct)
 
 
 def _completed(run: RunRecord, result: training.RunResult) -> RunRecord:
@@ -143,7 +165,8 @@ def _completed(run: RunRecord, result: training.RunResult) -> RunRecord:
 
 
 def _is_for_scheduler(error: Exception) -> bool:
-    return is_out_of_memory(error) or records.is_disk_full(error)
+    is_stopped = isinstance(error, RunStoppedError)
+    return is_stopped or is_out_of_memory(error) or records.is_disk_full(error)
 
 
 def _keeper(job: Job, *, config: StudyConfig, data_checksum: str) -> Keeper:

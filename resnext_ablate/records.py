@@ -155,6 +155,9 @@ class RunRecord:
     """Base64 of one bit per test image, set where the last weights were right."""
     train_time_s: float | None = None
     images_per_s: float | None = None
+    roofline_pct: float | None = None
+    """Of the images per second that the net's layers allow on this device, by its
+    measured peaks; None in runs of earlier releases."""
     peak_memory_mib: float | None = None
 
 

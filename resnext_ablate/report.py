@@ -32,6 +32,7 @@ _MEASURES = (
     "train_time_s",
     "images_per_s",
     "time_per_image_ms",
+    "roofline_pct",
     "peak_memory_mib",
 )
 _COMPARISON_COLUMNS = {
@@ -192,7 +193,9 @@ def variants_table(nets: pd.DataFrame, complete: pd.DataFrame) -> pd.DataFrame:
         test_error_pct_ci_high=[summary.high for summary in summaries],
     )
     timed = complete.assign(time_per_image_ms=1000.0 / complete["images_per_s"])
-    means = timed.groupby("variant", observed=True)[list(_MEASURES)].mean()
+    # Runs of earlier releases do not know all of them.
+    known = [measure for measure in _MEASURES if measure in timed]
+    means = timed.groupby("variant", observed=True)[known].mean()
     means = means.reindex(table["variant"]).add_suffix("_mean").reset_index(drop=True)
     return pd.concat([table, means], axis=1)
 

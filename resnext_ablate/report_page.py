@@ -92,6 +92,7 @@ _RUN_COLUMNS = (
     Column("train_error_pct", "train error (%)"),
     Column("train_time_s", "training (s)", digits=1),
     Column("images_per_s", "images/s", digits=0),
+    Column("roofline_pct", "of roofline (%)", digits=0),
     Column("peak_memory_mib", "peak memory (MiB)", digits=0),
     Column("device", "device", "text"),
     Column("precision", "precision", "text"),
@@ -166,7 +167,14 @@ def page_tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
             _CERTIFICATE_COLUMNS,
             source="nets",
         ),
-        Table("runs", "All runs", "", tables.runs, _RUN_COLUMNS, source="runs"),
+        Table(
+            "runs",
+            "All runs",
+            "",
+            tables.runs,
+            _known(_RUN_COLUMNS, tables.runs),
+            source="runs",
+        ),
         Table(
             "epochs",
             "All epochs"
@@ -174,7 +182,7 @@ def page_tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
             else "Epochs",
             "",
             tables.epochs,
-            tuple(column for column in _EPOCH_COLUMNS if column.key in tables.epochs),
+            _known(_EPOCH_COLUMNS, tables.epochs),
             source="epochs",
         ),
     ]
@@ -190,6 +198,11 @@ def page_tables(tables: StudyTables, evidence: Evidence) -> list[Table]:
             )
         )
     return shown
+
+
+def _known(columns: tuple[Column, ...], frame: pd.DataFrame) -> tuple[Column, ...]:
+    """Those that a frame has: one of an earlier release lacks some."""
+    return tuple(column for column in columns if column.key in frame)
 
 
 def _costs(tables: StudyTables) -> pd.DataFrame:

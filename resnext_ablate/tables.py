@@ -288,6 +288,7 @@ def _runs_frame(
                 "test_error_pct": run.test_error_pct,
                 "train_time_s": run.train_time_s,
                 "images_per_s": run.images_per_s,
+                "roofline_pct": run.roofline_pct,
                 "peak_memory_mib": run.peak_memory_mib,
                 "device": run.device,
                 "precision": run.precision,
@@ -328,6 +329,7 @@ _RUN_COLUMNS = (
     "test_error_pct",
     "train_time_s",
     "images_per_s",
+    "roofline_pct",
     "peak_memory_mib",
     "device",
     "precision",
@@ -348,6 +350,7 @@ _MEASURED = (
     "test_error_pct",
     "train_time_s",
     "images_per_s",
+    "roofline_pct",
     "peak_memory_mib",
 )
 

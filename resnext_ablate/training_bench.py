@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 from resnext_ablate import data, training
-from resnext_ablate.benchmark import measure_peaks
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.data import Dataset, Split
 from resnext_ablate.hardware import (
@@ -32,6 +31,7 @@ from resnext_ablate.hardware import (
     device_name,
     usable_cores,
 )
+from resnext_ablate.peaks import measure_peaks
 from resnext_ablate.records import NetRecord
 from resnext_ablate.reference_loops import LoopTimes, train_plainly
 from resnext_ablate.roofline import Peaks, training_floor_s

@@ -116,8 +116,8 @@ def resolve_precision(
         with hardware.one_thread():  # As runs train: more would wait for busy cores.
             return {"precision": hardware.resolve_precision("auto", device=device)}
 
-    kept = _kept({"what": "precision", **_machine(device)}, measured)
-    return "bf16" if kept["precision"] == "bf16" else "fp32"
+    found = kept({"what": "precision", **machine(device)}, measured)
+    return "bf16" if found["precision"] == "bf16" else "fp32"
 
 
 def fastest_forms(
@@ -152,8 +152,8 @@ def fastest_forms(
 
     about = {"what": "forms", "batch": str(batch_size), "precision": precision}
     with hardware.one_thread():
-        kept = _kept({**about, **_machine(device)}, completed)
-    return {key: _choice(kept[key]) for key in shapes}
+        found = kept({**about, **machine(device)}, completed)
+    return {key: _choice(found[key]) for key in shapes}
 
 
 def candidate_forms(conv: Conv, *, device: torch.device) -> tuple[str, ...]:
@@ -230,11 +230,12 @@ def _clock_s(device: torch.device) -> float:
     return hardware.synchronised_time_s(device)
 
 
-def _machine(device: torch.device) -> dict[str, str]:
+def machine(device: torch.device) -> dict[str, str]:
+    """What an answer of the cache holds for."""
     return {"device": hardware.device_name(device), "torch": torch.__version__}
 
 
-def _kept(
+def kept(
     about: Mapping[str, str],
     completed: Callable[[Mapping[str, object]], dict[str, object]],
 ) -> dict[str, object]:

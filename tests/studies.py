@@ -37,7 +37,13 @@ device = "cpu"
 """
 
 # What differs between two runs of the same cell without being a result.
-WALL_CLOCK = ["train_time_s", "images_per_s", "peak_memory_mib", "started_at"]
+WALL_CLOCK = [
+    "train_time_s",
+    "images_per_s",
+    "roofline_pct",
+    "peak_memory_mib",
+    "started_at",
+]
 TRIES = ["lost_attempts"]
 
 

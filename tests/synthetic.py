@@ -152,6 +152,7 @@ def _run(
         "test_error_pct": error,
         "train_time_s": 900_000 / speed,
         "images_per_s": speed,
+        "roofline_pct": speed / 100,
         "peak_memory_mib": 410.0 + seed,
     }
     if reason:

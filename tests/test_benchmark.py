@@ -16,6 +16,8 @@ from resnext_ablate.certificate import read_costs
 from resnext_ablate.config import TrainConfig
 from resnext_ablate.model import build
 from resnext_ablate.names import parse_spec
+from resnext_ablate.peaks import known_peaks
+from resnext_ablate.roofline import training_floor_s
 from resnext_ablate.spec import InputError, MeasuringError
 
 SETUP = Setup(
@@ -158,6 +160,15 @@ def test_study_with_measured_nets(tmp_path: Path) -> None:
     median = 1000 * costs.nets[1].step_s.median
     assert variants.loc[1, "step_time_ms"] == pytest.approx(median)
     assert "What they cost on the device" in (folder / "report.html").read_text()
+    runs = pd.read_csv(folder / "runs.csv")
+    peaks = known_peaks(torch.device("cpu"), precision="fp32")
+    for run, name in zip(runs.itertuples(), variants["name"], strict=True):
+        floor_s = training_floor_s(
+            parse_spec(name), image_size=8, batch_size=128, peaks=peaks
+        )
+        share = 100 * run.images_per_s * floor_s / 128
+        assert run.roofline_pct == pytest.approx(share) and 0 < share < 100
+    assert variants["roofline_pct_mean"].tolist() == runs["roofline_pct"].tolist()
     again = program("run", "s.toml", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert read_costs(folder) == costs

@@ -45,6 +45,7 @@ run_records = st.builds(
     epochs=st.lists(epoch_records, max_size=3).map(tuple),
     test_error_pct=st.none() | finite,
     train_time_s=st.none() | finite,
+    roofline_pct=st.none() | finite,
 )
 
 RUN = RunRecord(
