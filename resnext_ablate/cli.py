@@ -106,12 +106,11 @@ def plan(
             "of a search are not known beforehand."
         )
     from resnext_ablate import planner, records, search_answers
-    from resnext_ablate.study import prepare, read_earlier
+    from resnext_ablate.study import prepare, read_earlier, with_all_cells
 
     folder = results / config.name
     earlier = read_earlier(folder)  # Nets matched by measuring stay what they are.
     prepared = prepare(config, earlier=earlier, on_data=terminal.DataProgress())
-    runs = records.read_runs(folder, prepared.plan)
     if config.kind == "search":
         from resnext_ablate import search_plan
 
@@ -119,6 +118,8 @@ def plan(
         num_fitting = space.feasible.count
         answer = search_answers.of_plan(prepared, num_fitting=num_fitting)
     else:
+        prepared = with_all_cells(prepared)
+        runs = records.read_runs(folder, prepared.plan)
         answer = _plan_of(
             prepared,
             done={run.cell for run in runs},

@@ -205,7 +205,12 @@ def _changes(
         pairs = [(2 * k, 2 * k + 1) for k in range(len(tested))]
         margin = studies[0].config.report.equivalence_margin_pct
         tests = families.compare_pairs(
-            groups, pairs=pairs, margin=margin, pairing="unpaired"
+            groups,
+            pairs=pairs,
+            margin=margin,
+            family="pairs",
+            pairing="unpaired",
+            look=families.Look(),
         )
         for place, test in zip(tested, tests, strict=True):
             changes.loc[place] = _change(test, margin=margin)

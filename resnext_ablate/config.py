@@ -191,8 +191,11 @@ class TrainConfig(_Part):
 class RunConfig(_Part):
     """How the runs of a study execute."""
 
-    seeds: int | Annotated[tuple[int, ...], _List] = 3
-    """How many seeds (0, 1, ...), or the list of them."""
+    seeds: Literal["adaptive"] | int | Annotated[tuple[int, ...], _List] = 3
+    """How many seeds (0, 1, ...), or the list of them. adaptive: 3 of each variant,
+    then further ones where a comparison is open, up to `max_seeds`."""
+    max_seeds: int | None = Field(default=None, ge=4, le=100)
+    """With adaptive seeds, how many a variant gets at most (10 if not given)."""
     executors: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = "auto"
     """Child processes that train; auto: one per core, or `runs_per_device` per GPU."""
     runs_per_device: int = Field(default=1, ge=1, le=64)
@@ -226,6 +229,19 @@ class RunConfig(_Part):
     """Trackers fed with each epoch: event files, offline runs or a database in the
     results, unless WANDB_MODE or MLFLOW_TRACKING_URI says otherwise."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _adaptive_seeds_have_an_end(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("seeds") == "adaptive":
+            return {"max_seeds": 10, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _most_seeds_are_of_adaptive_ones(self) -> Self:
+        if self.max_seeds is not None and self.seeds != "adaptive":
+            raise ValueError('max_seeds needs seeds = "adaptive"')
+        return self
+
     @model_validator(mode="after")
     def _engine_has_what_it_needs(self) -> Self:
         if self.engine != "local" and self.executors == "auto":
@@ -257,13 +273,16 @@ class RunConfig(_Part):
     @field_validator("seeds", mode="before")
     @classmethod
     def _seeds_are_sound(cls, value: object) -> object:
+        if value == "adaptive":
+            return value
         if isinstance(value, (list, tuple)):
             seeds = list(value)
         elif isinstance(value, int) and 1 <= value <= 10_000:
             seeds = list(range(value))
         else:
             raise ValueError(
-                f"must be a number of seeds from 1 to 10000, or a list, got {value!r}"
+                'must be a number of seeds from 1 to 10000, a list, or "adaptive", '
+                f"got {value!r}"
             )
         if not all(type(seed) is int and 0 <= seed < 2**31 for seed in seeds):
             raise ValueError(f"each seed must lie in 0 .. 2**31 - 1, got {value!r}")
@@ -272,6 +291,10 @@ class RunConfig(_Part):
         return value
 
     def seed_list(self) -> tuple[int, ...]:
+        """The seeds of every variant; of adaptive ones all that it may get."""
+        if self.seeds == "adaptive":
+            assert self.max_seeds is not None
+            return tuple(range(self.max_seeds))
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
 
@@ -309,6 +332,8 @@ class StudyConfig(_Part):
         if self.kind == "search":
             if self.search is None:
                 raise ValueError('kind = "search" needs a [search] part with its axes')
+            if self.run.seeds == "adaptive":
+                raise ValueError('run.seeds = "adaptive" needs kind = "ablation"')
             self.search.check_runs(
                 epochs=self.train.epochs, num_seeds=len(self.run.seed_list())
             )

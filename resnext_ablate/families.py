@@ -18,6 +18,9 @@ which say nothing of the differences:
 The choices themselves would let a study of equal variants claim 0.1 to 0.2 points more
 often; p-values are multiplied by `PRICE_OF_CHOICE` for that, intervals widened alike.
 
+What is looked at several times while seeds are added (`looks`) is tested so each time,
+at a part of the error rate and with the whole family's number of comparisons.
+
 Error rates and power, simulated, stand in `tests/test_error_rates.py`.
 """
 
@@ -32,14 +35,35 @@ import numpy as np
 from scipy import special, stats
 
 from resnext_ablate import power
-from resnext_ablate.power import LEVEL, PRICE_OF_CHOICE, Family
-from resnext_ablate.stats import Floats, dunnett_p, holm, pooled_sd, spread
+from resnext_ablate.power import PRICE_OF_CHOICE, Family
+from resnext_ablate.stats import ALPHA, Floats, dunnett_p, holm, pooled_sd, spread
 
 Pairing = Literal["auto", "paired", "unpaired"]
 
 BEFOREHAND = 0.01
 """Level of the two tests on residuals that choose the test of the differences."""
 _MIN_SEEDS_TO_PAIR = 3
+
+
+@dataclass(frozen=True)
+class Look:
+    """How much of a family's error rate one test of it may use, and what is past.
+
+    A study of fixed seeds is looked at once, at the full rate; `looks` plans several.
+    """
+
+    level: float = ALPHA
+    """How often this look alone may claim a difference that is not there."""
+    num_comparisons: int | None = None
+    """Of the whole family; None: as many as are tested."""
+    num_equivalent: int = 0
+    """Of those, how many earlier looks have found equivalent."""
+    beside: tuple[Floats, ...] = ()
+    """Runs of variants that are tested no more; they add to the pooled spread."""
+
+    def num_others(self, num_tested: int) -> int:
+        """Comparisons of the family that this look does not test."""
+        return 0 if self.num_comparisons is None else self.num_comparisons - num_tested
 
 
 @dataclass(frozen=True)
@@ -74,6 +98,14 @@ class _Estimate:
 
 
 @dataclass(frozen=True)
+class _Estimates:
+    """Of each pair: by the spread of all variants, and by its own."""
+
+    pooled: tuple[_Estimate, ...]
+    own: tuple[_Estimate, ...]
+
+
+@dataclass(frozen=True)
 class _Sample:
     """Runs ready to be compared."""
 
@@ -98,18 +130,22 @@ def compare_pairs(
     *,
     pairs: Sequence[tuple[int, int]],
     margin: float,
+    family: Family,
     pairing: Pairing,
+    look: Look,
 ) -> tuple[PairTest, ...]:
     """Tests pairs of groups as one family.
 
     Args:
         groups: values by seed, at least two of each.
-        pairs: positions of the groups compared; one second position for all of them
-            is a reference.
+        pairs: positions of the groups compared; with a reference the second position
+            is the same in all of them.
         margin: points that count as no difference.
+        family: whether there is a reference.
         pairing: "auto" leaves the choice to the residuals.
+        look: the only one, or one of several.
     """
-    sample = _sample(groups, pairing)
+    sample = _sample(groups, pairing, beside=look.beside)
     pooled = [sample.pooled(*pair) for pair in pairs]
     if sample.sd == 0:
         return tuple(
@@ -118,8 +154,11 @@ def compare_pairs(
         )
     own = [sample.own(*pair) for pair in pairs]
     if not sample.paired and not _spreads_agree(sample.groups):
-        return _each_alone(sample, pairs=pairs, own=own, margin=margin)
-    return _both(sample, pairs=pairs, pooled=pooled, own=own, margin=margin)
+        return _each_alone(sample, pairs=pairs, own=own, margin=margin, look=look)
+    estimates = _Estimates(tuple(pooled), tuple(own))
+    return _both(
+        sample, pairs=pairs, of=estimates, margin=margin, family=family, look=look
+    )
 
 
 def seeds_correlate(table: Floats) -> bool:
@@ -138,7 +177,12 @@ def seeds_correlate(table: Floats) -> bool:
     return float(special.fdtrc(*df, between / within)) < BEFOREHAND
 
 
-def _sample(groups: Sequence[Mapping[int, float]], pairing: Pairing) -> _Sample:
+def _sample(
+    groups: Sequence[Mapping[int, float]],
+    pairing: Pairing,
+    *,
+    beside: tuple[Floats, ...],
+) -> _Sample:
     seeds = sorted(set(groups[0]).intersection(*groups[1:]))
     table = np.array([[group[seed] for seed in seeds] for group in groups])
     nothing_missing = all(len(group) == len(seeds) for group in groups)
@@ -151,7 +195,7 @@ def _sample(groups: Sequence[Mapping[int, float]], pairing: Pairing) -> _Sample:
     if paired:
         df = (len(groups) - 1) * (len(seeds) - 1)
         return _Sample(tuple(table), True, _residual_sd(table), df)
-    arrays = tuple(np.array(list(group.values())) for group in groups)
+    arrays = (*(np.array(list(group.values())) for group in groups), *beside)
     df = sum(len(array) - 1 for array in arrays)
     return _Sample(arrays, False, pooled_sd(arrays), df)
 
@@ -170,27 +214,33 @@ def _both(
     sample: _Sample,
     *,
     pairs: Sequence[tuple[int, int]],
-    pooled: Sequence[_Estimate],
-    own: Sequence[_Estimate],
+    of: _Estimates,
     margin: float,
+    family: Family,
+    look: Look,
 ) -> tuple[PairTest, ...]:
     """The family's test on the pooled spread and each pair's own, both needed."""
-    one_second = len({second for _, second in pairs}) == 1
-    family: Family = "reference" if one_second else "pairs"
+    pooled, own = of.pooled, of.own
+    level = look.level / PRICE_OF_CHOICE
+    num_others = look.num_others(len(pairs))
     sizes = [[len(sample.groups[i]) for i in pair] for pair in pairs]
-    correlations = np.sqrt([a / (a + b) for a, b in sizes])
+    # Of comparisons that are not tested here, as if their variants had as many runs.
+    others = np.full(num_others, math.sqrt(0.5))
+    correlations = np.append(np.sqrt([a / (a + b) for a, b in sizes]), others)
     critical = power.critical_value(
-        num_comparisons=len(pairs),
+        num_comparisons=len(pairs) + num_others,
         family=family,
         df=sample.df,
         correlations=correlations,
+        level=level,
     )
     if family == "reference":
         t_values = np.array([abs(e.difference) / e.standard_error for e in pooled])
         by_family = dunnett_p(t_values, correlations=correlations, df=sample.df)
     else:
-        by_family = np.array(holm([_two_sided(estimate) for estimate in pooled]))
-    equivalent = holm([_two_one_sided(estimate, margin) for estimate in pooled])
+        p_values = [_two_sided(estimate) for estimate in pooled]
+        by_family = np.array(_holm_among(p_values, num_others=num_others))
+    equivalent = _equivalent(pooled, margin=margin, look=look)
     name = "Dunnett" if family == "reference" else "Holm (intervals Bonferroni)"
     method = f"{name}, paired by seed" if sample.paired else name
     return tuple(
@@ -200,11 +250,11 @@ def _both(
             num_second=sizes[i][1],
             half_width=max(
                 critical * pooled[i].standard_error,
-                _t_bound(LEVEL, own[i]) * own[i].standard_error,
+                _t_bound(level, own[i]) * own[i].standard_error,
             ),
             p_value=_two_sided(own[i]),
-            p_corrected=_larger(float(by_family[i]), _two_sided(own[i])),
-            p_equivalent=_larger(equivalent[i], _two_one_sided(own[i], margin)),
+            p_corrected=_larger(float(by_family[i]), _two_sided(own[i]), look),
+            p_equivalent=_larger(equivalent[i], _two_one_sided(own[i], margin), look),
             detectable=sample.sd
             * power.detectable_in_sd(
                 critical,
@@ -212,6 +262,7 @@ def _both(
                 num_first=sizes[i][0],
                 num_second=sizes[i][1],
                 paired=sample.paired,
+                level=level,
             ),
             sd=sample.sd,
             method=method,
@@ -226,17 +277,20 @@ def _each_alone(
     pairs: Sequence[tuple[int, int]],
     own: Sequence[_Estimate],
     margin: float,
+    look: Look,
 ) -> tuple[PairTest, ...]:
     """Each pair's own test, Holm-corrected: nothing is pooled."""
+    num_others = look.num_others(len(pairs))
     p_values = [_two_sided(estimate) for estimate in own]
-    corrected = holm(p_values)
-    equivalent = holm([_two_one_sided(estimate, margin) for estimate in own])
+    corrected = _holm_among(p_values, num_others=num_others)
+    equivalent = _equivalent(own, margin=margin, look=look)
+    level = look.level / PRICE_OF_CHOICE / (len(pairs) + num_others)
     tests = []
     for i, (estimate, pair) in enumerate(zip(own, pairs, strict=True)):
         if estimate.standard_error == 0:
             tests.append(_unknown(estimate, sample, pair))
             continue
-        bound = _t_bound(LEVEL / len(pairs), estimate)
+        bound = _t_bound(level, estimate)
         shift = power.detectable_shift(bound, df=estimate.df)
         a, b = (len(sample.groups[position]) for position in pair)
         tests.append(
@@ -246,8 +300,8 @@ def _each_alone(
                 num_second=b,
                 half_width=bound * estimate.standard_error,
                 p_value=p_values[i],
-                p_corrected=_larger(corrected[i], p_values[i]),
-                p_equivalent=_larger(equivalent[i], 0.0),
+                p_corrected=_larger(corrected[i], p_values[i], look),
+                p_equivalent=_larger(equivalent[i], 0.0, look),
                 detectable=shift * estimate.standard_error,
                 sd=estimate.standard_error / math.sqrt(1 / a + 1 / b),
                 method="Welch, Holm (spreads differ; intervals Bonferroni)",
@@ -272,11 +326,25 @@ def _unknown(estimate: _Estimate, sample: _Sample, pair: tuple[int, int]) -> Pai
     )
 
 
-def _larger(by_family: float, by_pair: float) -> float:
-    """The p-value of two tests that must both reject."""
+def _equivalent(
+    estimates: Sequence[_Estimate], *, margin: float, look: Look
+) -> list[float]:
+    """Two one-sided tests, Holm-corrected; what is shown equivalent counts no more."""
+    p_values = [_two_one_sided(estimate, margin) for estimate in estimates]
+    num_others = look.num_others(len(p_values)) - look.num_equivalent
+    return _holm_among(p_values, num_others=max(0, num_others))
+
+
+def _holm_among(p_values: Sequence[float], *, num_others: int) -> list[float]:
+    """Holm's correction in a family with others that are not tested here."""
+    return holm([*p_values, *[math.nan] * num_others])[: len(p_values)]
+
+
+def _larger(by_family: float, by_pair: float, look: Look) -> float:
+    """The p-value of two tests that must both reject, for a rate of `ALPHA` in all."""
     # Equal values in both variants tell nothing of chance; the family's test does.
     larger = by_family if math.isnan(by_pair) else max(by_family, by_pair)
-    return min(1.0, PRICE_OF_CHOICE * larger)
+    return min(1.0, ALPHA / look.level * PRICE_OF_CHOICE * larger)
 
 
 def _spreads_agree(groups: Sequence[Floats]) -> bool:

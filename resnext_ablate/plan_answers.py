@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from resnext_ablate import looks
 from resnext_ablate.answers import COMPLEXITY_HEADER, Answer
 from resnext_ablate.cost_answers import (
     ERROR_HEADER,
@@ -14,7 +15,7 @@ from resnext_ablate.cost_answers import (
 from resnext_ablate.matching import percent
 
 if TYPE_CHECKING:
-    from resnext_ablate.planner import Forecast
+    from resnext_ablate.planner import AdaptiveRuns, Forecast
     from resnext_ablate.study import PreparedStudy
 
 
@@ -64,8 +65,7 @@ def of_plan(
         ),
         num_text_columns=2,
         closing=(
-            f"{len(nets)} variants x {len(config.run.seed_list())} seeds = "
-            f"{len(cells)} runs of {config.train.epochs} epochs, {num_done} done\n"
+            f"{_runs_text(prepared)}, {num_done} done\n"
             f"{info.num_train} images to train on, {info.num_val} to validate, "
             f"{info.num_test} to test; {info.image_size} x {info.image_size} pixels\n"
             f"{len(prepared.devices)} executors on {config.run.device}, "
@@ -74,6 +74,28 @@ def of_plan(
             + (f"\n{_forecast_text(forecast)}" if forecast else "")
             + (f"\nmeasured: {how_measured(prepared.costs)}" if prepared.costs else "")
         ),
+    )
+
+
+def _runs_text(prepared: PreparedStudy) -> str:
+    """Such as "4 variants x 3 seeds = 12 runs of 20 epochs"."""
+    config, plan = prepared.config, prepared.plan
+    num_seeds = len(config.run.seed_list())
+    seeds = f"{num_seeds} seed{'s' * (num_seeds > 1)}"
+    if config.run.seeds == "adaptive":
+        seeds = f"{looks.FIRST_SEEDS} to {seeds}"
+    most = "at most " if config.run.seeds == "adaptive" else ""
+    return (
+        f"{len(plan.nets)} variants x {seeds} = {most}{len(plan.cells)} runs of "
+        f"{config.train.epochs} epochs"
+    )
+
+
+def _adaptive_text(runs: AdaptiveRuns) -> str:
+    return (
+        f"runs expected: {runs.if_equal:.0f} where all variants are equal, "
+        f"{runs.if_different:.0f} where each differs from the reference by "
+        f"{runs.difference:g} points; {runs.at_most} at most"
     )
 
 
@@ -88,16 +110,29 @@ def _forecast_text(forecast: Forecast) -> str:
         )
         + f" ({spread}, {forecast.spread.source})"
     ]
+    if forecast.adaptive:
+        lines.insert(0, _adaptive_text(forecast.adaptive))
     if forecast.time_s is None or forecast.memory_mib is None:
         lines.append("time and memory: not timed yet; --calibrate takes a minute")
     else:
         lines.append(
-            f"time: about {_duration(forecast.time_s)}; memory: "
+            f"time: {_time_text(forecast, forecast.time_s)}; memory: "
             f"{forecast.memory_mib:,.0f} MiB "
             f"(timed for {forecast.calibration_s:.0f} s)"
         )
     lines.append(f"disk: {forecast.disk_mib:.1f} MiB")
     return "\n".join(lines)
+
+
+def _time_text(forecast: Forecast, time_s: float) -> str:
+    runs = forecast.adaptive
+    if runs is None:
+        return f"about {_duration(time_s)}"
+    expected_s = time_s * min(1.0, runs.if_equal / runs.at_most)
+    return (
+        f"about {_duration(expected_s)} where all variants are equal, at most "
+        f"{_duration(time_s)}"
+    )
 
 
 def _duration(seconds: float) -> str:

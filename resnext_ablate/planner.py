@@ -10,11 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from resnext_ablate import power, records
+from resnext_ablate import looks, power, records
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.records import Cell
 from resnext_ablate.spec import InputError
 from resnext_ablate.stats import pooled_sd
+from resnext_ablate.verdicts import Rules
 
 ASSUMED_SD = 0.2
 """Points between seeds where nothing is measured: of short runs on small images."""
@@ -64,6 +65,19 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class AdaptiveRuns:
+    """How many runs a study of adaptive seeds takes."""
+
+    if_equal: float
+    """Expected where all variants are equal."""
+    if_different: float
+    """Expected where every variant differs from the reference by `difference`."""
+    difference: float
+    """Points: twice what counts as no difference."""
+    at_most: int
+
+
+@dataclass(frozen=True)
 class Forecast:
     """What a study takes; times and memory are None where nothing was timed."""
 
@@ -76,6 +90,8 @@ class Forecast:
     disk_mib: float
     calibration_s: float | None
     """How long the timing took."""
+    adaptive: AdaptiveRuns | None
+    """None for fixed seeds; else times are those of the runs at most."""
 
 
 def run_s(cost: RunCost, work: Workload) -> float:
@@ -106,7 +122,7 @@ def forecast(
 
     Args:
         config: resolved.
-        cells: those still to run, in their order.
+        cells: those still to run, in their order; of adaptive seeds all there can be.
         num_variants: the reference among them.
         work: of one run.
         spread: between seeds.
@@ -132,7 +148,39 @@ def forecast(
         # Twice: run files, and tables derived from them.
         disk_mib=_REPORT_MIB + 2 * len(cells) * run_bytes / 2**20,
         calibration_s=calibration.took_s if calibration else None,
+        adaptive=adaptive_runs(config, num_variants=num_variants, sd=spread.sd),
     )
+
+
+def adaptive_runs(
+    config: StudyConfig, *, num_variants: int, sd: float
+) -> AdaptiveRuns | None:
+    """How many runs adaptive seeds take; None for fixed ones."""
+    max_seeds = config.run.max_seeds
+    if max_seeds is None:
+        return None
+    rules = _rules(config)
+
+    def expected(difference: float) -> float:
+        return looks.expected_runs(
+            num_variants=num_variants,
+            difference=difference,
+            sd=sd,
+            rules=rules,
+            max_seeds=max_seeds,
+        )
+
+    return AdaptiveRuns(
+        if_equal=expected(0.0),
+        if_different=expected(2 * rules.margin),
+        difference=2 * rules.margin,
+        at_most=num_variants * max_seeds,
+    )
+
+
+def _rules(config: StudyConfig) -> Rules:
+    how = config.report
+    return Rules(how.equivalence_margin_pct, how.family, how.pairing)
 
 
 def detectable(config: StudyConfig, *, num_variants: int, sd: float) -> float | None:
@@ -140,11 +188,19 @@ def detectable(config: StudyConfig, *, num_variants: int, sd: float) -> float | 
     num_seeds = len(config.run.seed_list())
     if num_seeds < 2 or num_variants < 2:
         return None
+    family, level = config.report.family, power.LEVEL
+    if config.run.max_seeds is not None:
+        comparisons = power.num_comparisons(num_variants, family=family)
+        planned = looks.planned(
+            max_seeds=num_seeds, num_comparisons=comparisons, family=family
+        )
+        level = planned[-1].level / power.PRICE_OF_CHOICE
     return sd * power.planned_detectable_in_sd(
         num_seeds,
         num_variants=num_variants,
-        family=config.report.family,
+        family=family,
         paired=config.report.pairing == "paired",
+        level=level,
     )
 
 

@@ -30,15 +30,20 @@ _NODES = 24
 
 
 def critical_value(
-    *, num_comparisons: int, family: Family, df: float, correlations: Floats
+    *,
+    num_comparisons: int,
+    family: Family,
+    df: float,
+    correlations: Floats,
+    level: float = LEVEL,
 ) -> float:
     """Pooled standard errors from a difference to the bounds of its interval.
 
     Dunnett's value against a reference, Bonferroni's for other families.
     """
     if family == "reference":
-        return dunnett_critical(correlations=correlations, df=df, level=LEVEL)
-    return _t_quantile(1 - LEVEL / num_comparisons / 2, df)
+        return dunnett_critical(correlations=correlations, df=df, level=level)
+    return _t_quantile(1 - level / num_comparisons / 2, df)
 
 
 @cache
@@ -53,7 +58,13 @@ def detectable_shift(critical: float, *, df: float) -> float:
 
 @cache
 def detectable_in_sd(
-    critical: float, *, df: float, num_first: int, num_second: int, paired: bool
+    critical: float,
+    *,
+    df: float,
+    num_first: int,
+    num_second: int,
+    paired: bool,
+    level: float = LEVEL,
 ) -> float:
     """True difference, in spreads of one run, that both tests show with 80 % power.
 
@@ -63,6 +74,7 @@ def detectable_in_sd(
         num_first: runs of one variant, at least 2.
         num_second: runs of the other.
         paired: runs are paired by seed; the spread is then the one left within pairs.
+        level: of the pair's own test.
     """
     scale = math.sqrt(1 / num_first + 1 / num_second)
     if paired:
@@ -78,7 +90,7 @@ def detectable_in_sd(
         )
         own_error = np.sqrt(parts[0] + parts[1])
         sum_of_squares = (num_first - 1) * a + (num_second - 1) * b
-    own_bound = special.stdtrit(own_df, 1 - LEVEL / 2) * own_error
+    own_bound = special.stdtrit(own_df, 1 - level / 2) * own_error
     own_total = num_first - 1 + (0 if paired else num_second - 1)
     rest, rest_weights = _other_spread(df - own_total)
     pooled = np.sqrt((sum_of_squares[:, None] + rest) / df)
@@ -114,7 +126,12 @@ def _shift(bounds: Floats, weights: Floats) -> float:
 
 @cache
 def planned_detectable_in_sd(
-    num_seeds: int, *, num_variants: int, family: Family, paired: bool
+    num_seeds: int,
+    *,
+    num_variants: int,
+    family: Family,
+    paired: bool,
+    level: float = LEVEL,
 ) -> float:
     """True difference, in spreads of one run, that a study would show 4 times of 5.
 
@@ -123,6 +140,7 @@ def planned_detectable_in_sd(
         num_variants: at least 2, the reference among them.
         family: which variants are compared.
         paired: whether the runs are paired by seed.
+        level: of the whole family.
     """
     df = float((num_variants - 1 if paired else num_variants) * (num_seeds - 1))
     comparisons = num_comparisons(num_variants, family=family)
@@ -131,9 +149,15 @@ def planned_detectable_in_sd(
         family=family,
         df=df,
         correlations=np.full(comparisons, math.sqrt(0.5)),
+        level=level,
     )
     return detectable_in_sd(
-        critical, df=df, num_first=num_seeds, num_second=num_seeds, paired=paired
+        critical,
+        df=df,
+        num_first=num_seeds,
+        num_second=num_seeds,
+        paired=paired,
+        level=level,
     )
 
 

@@ -16,6 +16,7 @@ from resnext_ablate import (
     findings,
     gallery,
     image_tests,
+    looks,
     paper,
     report_page,
     search_report,
@@ -52,6 +53,7 @@ _COMPARISON_COLUMNS = {
     "seeds_to_decide": "seeds_to_decide",
     "minutes_to_decide": "minutes_to_decide",
     "verdict": "verdict",
+    "num_looks": "looks",
     "p_images": "p_images",
     "low_images": "ci_low_images",
     "high_images": "ci_high_images",
@@ -117,7 +119,8 @@ def evidence_of(tables: StudyTables) -> Evidence:
     """
     complete = tables.runs[tables.runs["state"] == "complete"]
     variants = variants_table(tables.nets, complete)
-    found = _compare(tables, complete)
+    standing = _standing(tables, complete)
+    found = standing.comparisons if standing else _compare(tables, complete)
     by_image = image_tests.compare_images(found, correct=tables.correct)
     comparisons = comparisons_table(found, by_image)
     images = images_table(by_image)
@@ -133,7 +136,7 @@ def evidence_of(tables: StudyTables) -> Evidence:
     to_reference = comparisons["reference"] == _reference(tables.nets)
     against = comparisons[to_reference].reset_index(drop=True)
     return Evidence(
-        verdict=_verdict(tables, complete, found),
+        verdict=_verdict(tables, complete, found, standing=standing),
         variants=variants,
         comparisons=comparisons,
         against=against,
@@ -209,8 +212,11 @@ def errors_by_seed(
     nets: pd.DataFrame, complete: pd.DataFrame
 ) -> dict[str, dict[int, float]]:
     """Test errors by variant, then by seed."""
-    known = complete.dropna(subset="test_error_pct")
-    by_variant = dict(iter(known.groupby("variant", observed=True)))
+    return _by_seed(nets, complete.dropna(subset="test_error_pct"))
+
+
+def _by_seed(nets: pd.DataFrame, runs: pd.DataFrame) -> dict[str, dict[int, float]]:
+    by_variant = dict(iter(runs.groupby("variant", observed=True)))
     return {
         variant: dict(
             zip(
@@ -244,10 +250,35 @@ def _compare(
     return verdicts.compare(
         errors_by_seed(tables.nets, complete),
         reference=_reference(tables.nets),
-        margin=tables.config.report.equivalence_margin_pct,
-        family=tables.config.report.family,
-        pairing=tables.config.report.pairing,
+        rules=_rules(tables, complete),
+    )
+
+
+def _rules(tables: StudyTables, complete: pd.DataFrame) -> verdicts.Rules:
+    how = tables.config.report
+    return verdicts.Rules(
+        margin=how.equivalence_margin_pct,
+        family=how.family,
+        pairing=how.pairing,
         run_minutes=_run_minutes(tables, complete),
+    )
+
+
+def _standing(tables: StudyTables, complete: pd.DataFrame) -> looks.Standing | None:
+    """Where a study of adaptive seeds stands; None for one of fixed seeds."""
+    run = tables.config.run
+    if run.seeds != "adaptive" or run.max_seeds is None:
+        return None
+    ended = tables.runs.assign(
+        test_error_pct=tables.runs["test_error_pct"].where(
+            tables.runs["state"] == "complete"
+        )
+    )
+    return looks.replay(
+        _by_seed(tables.nets, ended),
+        reference=_reference(tables.nets),
+        rules=_rules(tables, complete),
+        max_seeds=run.max_seeds,
     )
 
 
@@ -289,7 +320,11 @@ def images_table(by_image: Sequence[image_tests.ImageComparison]) -> pd.DataFram
 
 
 def _verdict(
-    tables: StudyTables, complete: pd.DataFrame, found: tuple[verdicts.Comparison, ...]
+    tables: StudyTables,
+    complete: pd.DataFrame,
+    found: tuple[verdicts.Comparison, ...],
+    *,
+    standing: looks.Standing | None,
 ) -> str:
     sentence = verdicts.study_verdict(
         errors_by_seed(tables.nets, complete),
@@ -297,6 +332,8 @@ def _verdict(
         reference=_reference(tables.nets),
         setting=equality(tables.nets, tables.config.net),
     )
+    if standing:
+        sentence += f" {looks.sentence(standing)}"
     num_complete = len(complete)
     if num_complete < tables.num_planned:
         num_failed = len(tables.runs) - num_complete

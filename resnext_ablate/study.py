@@ -24,6 +24,7 @@ from resnext_ablate import (
     execution,
     guards,
     hardware,
+    looks,
     records,
     sinks,
     storage,
@@ -37,6 +38,7 @@ from resnext_ablate.progress import Progress
 from resnext_ablate.records import Cell, NetRecord, Plan
 from resnext_ablate.schedule import Schedule
 from resnext_ablate.search_plan import SearchPlan, space_of
+from resnext_ablate.seed_plan import SeedPlan, cells_of
 from resnext_ablate.spec import InputError, spec_from_dict
 
 # What may differ from the study file of earlier results: these add runs, or do not
@@ -62,6 +64,12 @@ _MAY_CHANGE = (
     "run.lease_s",
     "run.storage",
     "run.sinks",
+)
+# Looks and their levels are fixed before the first run.
+_MAY_CHANGE_IF_ADAPTIVE = tuple(
+    key
+    for key in _MAY_CHANGE
+    if key not in ("run.seeds", "net.cardinality", "net.variants", "report")
 )
 # More trials go on with a search; other seeds or tolerances would be another one.
 _MAY_CHANGE_IN_SEARCH = (
@@ -170,15 +178,20 @@ def prepare(
 
 
 def _first_cells(config: StudyConfig, nets: tuple[NetRecord, ...]) -> tuple[Cell, ...]:
-    """The cells known from the start: all of an ablation, none of a search."""
+    """The cells known from the start: none of a search, of adaptive seeds the first."""
     if config.kind == "search":
         space_of(config, reference=nets[0])  # Refuses what cannot run.
         return ()
-    return tuple(
-        Cell(records.cell_id(spec_from_dict(net.spec), seed), net.variant, seed)
-        for seed in config.run.seed_list()
-        for net in nets
-    )
+    is_adaptive = config.run.seeds == "adaptive"
+    seeds = range(looks.FIRST_SEEDS) if is_adaptive else config.run.seed_list()
+    return cells_of(nets, seeds=seeds)
+
+
+def with_all_cells(prepared: PreparedStudy) -> PreparedStudy:
+    """An ablation with every cell that it can come to, those of later looks too."""
+    seeds = prepared.config.run.seed_list()
+    cells = cells_of(prepared.plan.nets, seeds=seeds)
+    return replace(prepared, plan=replace(prepared.plan, cells=cells))
 
 
 def run_study(
@@ -249,8 +262,10 @@ def _outcome(folder: Path, *, signal_number: int | None) -> Outcome:
 
 def _grower(
     prepared: PreparedStudy, plan: Plan, *, folder: Path, runs: optuna.Study
-) -> SearchPlan | None:
-    """What makes the plan of a search grow; an ablation's is whole."""
+) -> SearchPlan | SeedPlan | None:
+    """What makes the plan of a search or of adaptive seeds grow; others are whole."""
+    if prepared.config.run.seeds == "adaptive":
+        return SeedPlan(plan, config=prepared.config, folder=folder)
     if prepared.config.kind != "search":
         return None
     return SearchPlan(
@@ -343,6 +358,8 @@ def _resolve(
 
 def _check_comparable(old: StudyConfig, new: StudyConfig) -> None:
     free = _MAY_CHANGE if new.kind == "ablation" else _MAY_CHANGE_IN_SEARCH
+    if "adaptive" in (old.run.seeds, new.run.seeds):
+        free = (*_MAY_CHANGE_IF_ADAPTIVE, "report.paper")
     changed = "\n  ".join(differences(old, new, may_change=free))
     if changed:
         raise InputError(

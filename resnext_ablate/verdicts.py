@@ -17,7 +17,7 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 
 from resnext_ablate import families, power, stats
@@ -53,30 +53,55 @@ class Comparison:
     """What the missing runs of both would add to the study's time; NaN if unknown."""
     verdict: str
     explanation: str
+    num_looks: int
+    """How often it was tested; 1 in a study of fixed seeds, 0 where nothing was."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a study says of its comparisons before any result is seen."""
+
+    margin: float
+    """Points of error that count as no difference."""
+    family: Family = "reference"
+    """Which variants are compared: each with the reference, or each with each."""
+    pairing: families.Pairing = "auto"
+    """Whether runs are paired by seed; "auto" leaves it to the residuals."""
+    run_minutes: Mapping[str, float] = field(default_factory=dict)
+    """Of each variant, what one more run adds to the study's time; may be empty."""
 
 
 def compare(
-    runs: Mapping[str, Mapping[int, float]],
-    *,
-    reference: str,
-    margin: float,
-    family: Family = "reference",
-    pairing: families.Pairing = "auto",
-    run_minutes: Mapping[str, float] | None = None,
+    runs: Mapping[str, Mapping[int, float]], *, reference: str, rules: Rules
 ) -> tuple[Comparison, ...]:
     """Every other variant against the reference, or each variant against each.
 
     Args:
         runs: test errors in percent of the finished runs of each variant, by seed.
         reference: one of the variants.
-        margin: points of error that count as no difference.
-        family: which variants are compared.
-        pairing: whether runs are paired by seed; "auto" leaves it to the residuals.
-        run_minutes: of each variant, what one more run adds to the study's time.
+        rules: of the study.
     """
-    pairs = _pairs(list(runs), reference=reference, family=family)
+    pairs = pairs_of(list(runs), reference=reference, family=rules.family)
+    return compare_pairs(runs, pairs=pairs, rules=rules, look=families.Look())
+
+
+def compare_pairs(
+    runs: Mapping[str, Mapping[int, float]],
+    *,
+    pairs: Sequence[tuple[str, str]],
+    rules: Rules,
+    look: families.Look,
+) -> tuple[Comparison, ...]:
+    """Some pairs of variants, as one family or as what is left of one.
+
+    Args:
+        runs: as for `compare`, of the variants in `pairs`.
+        pairs: variant and what it is compared with.
+        rules: of the study.
+        look: the only one, or one of several.
+    """
     enough = _varied(runs)
-    if pairing == "paired":
+    if rules.pairing == "paired":
         enough = _sharing_seeds(runs, enough)
     tested = [pair for pair in pairs if enough.issuperset(pair)]
     labels = list(dict.fromkeys(label for pair in tested for label in pair))
@@ -84,25 +109,28 @@ def compare(
         families.compare_pairs(
             [runs[label] for label in labels],
             pairs=[(labels.index(a), labels.index(b)) for a, b in tested],
-            margin=margin,
-            pairing=pairing,
+            margin=rules.margin,
+            family=rules.family,
+            pairing=rules.pairing,
+            look=look,
         )
         if tested
         else ()
     )
     results = dict(zip(tested, found, strict=True))
-    settings = _Settings(margin, family, len(labels), run_minutes or {})
+    num_variants = len(labels) + len(look.beside)
     return tuple(
-        _conclude(pair, result=results[pair], settings=settings)
+        _conclude(pair, result=results[pair], rules=rules, num_variants=num_variants)
         if pair in results and not math.isnan(results[pair].half_width)
-        else _untested(pair, runs=runs, margin=margin, pairing=pairing)
+        else untested(pair, runs=runs, rules=rules)
         for pair in pairs
     )
 
 
-def _pairs(
+def pairs_of(
     labels: Sequence[str], *, reference: str, family: Family
 ) -> list[tuple[str, str]]:
+    """Each variant and what it is compared with."""
     others = [label for label in labels if label != reference]
     pairs = [(label, reference) for label in others]
     if family == "pairs":
@@ -119,21 +147,17 @@ def _sharing_seeds(
     return labels if len(shared) >= 2 else set()
 
 
-@dataclass(frozen=True)
-class _Settings:
-    margin: float
-    family: Family
-    num_variants: int
-    run_minutes: Mapping[str, float]
-
-
 def _conclude(
-    pair: tuple[str, str], *, result: families.PairTest, settings: _Settings
+    pair: tuple[str, str],
+    *,
+    result: families.PairTest,
+    rules: Rules,
+    num_variants: int,
 ) -> Comparison:
     if result.p_corrected < stats.ALPHA:
         verdict = "better" if result.difference < 0 else "worse"
     elif result.p_equivalent < stats.ALPHA:
-        verdict = f"equivalent within {settings.margin:g} points"
+        verdict = f"equivalent within {rules.margin:g} points"
     else:
         verdict = "undecided"
     seeds = minutes = math.nan
@@ -141,15 +165,15 @@ def _conclude(
         seeds = power.seeds_to_decide(
             result.difference,
             sd=result.sd,
-            margin=settings.margin,
-            num_variants=settings.num_variants,
-            family=settings.family,
+            margin=rules.margin,
+            num_variants=num_variants,
+            family=rules.family,
             paired="paired" in result.method,
         )
         seeds = max(seeds, max(result.num_first, result.num_second) + 1)
         sizes = (result.num_first, result.num_second)
         minutes = sum(
-            (seeds - size) * settings.run_minutes.get(label, math.nan)
+            (seeds - size) * rules.run_minutes.get(label, math.nan)
             for label, size in zip(pair, sizes, strict=True)
         )
     comparison = Comparison(
@@ -164,12 +188,13 @@ def _conclude(
         p_corrected=result.p_corrected,
         correction=result.method,
         p_equivalent=result.p_equivalent,
-        margin=settings.margin,
+        margin=rules.margin,
         detectable=result.detectable,
         seeds_to_decide=seeds,
         minutes_to_decide=minutes,
         verdict=verdict,
         explanation="",
+        num_looks=1,
     )
     return replace(comparison, explanation=_explain(comparison))
 
@@ -206,12 +231,8 @@ def _duration(minutes: float) -> str:
     return f"about {minutes / 60:.0f} hours"
 
 
-def _untested(
-    pair: tuple[str, str],
-    *,
-    runs: Mapping[str, Mapping[int, float]],
-    margin: float,
-    pairing: families.Pairing,
+def untested(
+    pair: tuple[str, str], *, runs: Mapping[str, Mapping[int, float]], rules: Rules
 ) -> Comparison:
     """A comparison that the runs do not allow: no interval, no test, no claim."""
     sizes = [len(runs[label]) for label in pair]
@@ -219,7 +240,7 @@ def _untested(
         why = f"no complete run of {pair[sizes.index(0)]}"
     elif min(sizes) == 1:
         why = "one run shows no spread; both sides need at least 2 seeds"
-    elif pairing == "paired" and not _sharing_seeds(runs, _varied(runs)):
+    elif rules.pairing == "paired" and not _sharing_seeds(runs, _varied(runs)):
         why = "the variants share fewer than 2 seeds to pair the runs by"
     else:
         why = "the seeds gave equal values, so there is no spread to judge by"
@@ -236,12 +257,13 @@ def _untested(
         p_corrected=unknown,
         correction="none",
         p_equivalent=unknown,
-        margin=margin,
+        margin=rules.margin,
         detectable=unknown,
         seeds_to_decide=unknown,
         minutes_to_decide=unknown,
         verdict="undecided",
         explanation=why,
+        num_looks=0,
     )
 
 

@@ -25,7 +25,7 @@ from resnext_ablate import (
 )
 from resnext_ablate.ranks import Agreement
 from resnext_ablate.tables import StudyTables
-from resnext_ablate.verdicts import compare
+from resnext_ablate.verdicts import Rules, compare
 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 
@@ -34,7 +34,7 @@ def _frames(tables: StudyTables) -> Frames:
     complete = tables.runs[tables.runs["state"] == "complete"]
     variants = report.variants_table(tables.nets, complete)
     runs = report.errors_by_seed(tables.nets, complete)
-    found = compare(runs, reference=str(variants["variant"].iloc[0]), margin=0.5)
+    found = compare(runs, reference=str(variants["variant"].iloc[0]), rules=Rules(0.5))
     by_image = image_tests.compare_images(found, correct=tables.correct)
     return variants, complete, report.comparisons_table(found, by_image)
 

@@ -1,6 +1,7 @@
 """Study files: what they accept, and what they say of what they refuse."""
 
 import json
+import re
 import tomllib
 from pathlib import Path
 
@@ -462,3 +463,31 @@ def test_schema_knows_profiles_and_refuses_unknown_keys_in_them() -> None:
     values["profiles"]["short"]["train"]["epocs"] = 3
     with pytest.raises(jsonschema.ValidationError, match="epocs"):
         jsonschema.validate(values, json_schema())
+
+
+def test_adaptive_seeds_have_an_end(tmp_path: Path) -> None:
+    """Ten seeds at most unless the study says otherwise, written down once settled."""
+    study = load(tmp_path, MINIMAL, "run.seeds=adaptive")
+    assert (study.run.seeds, study.run.max_seeds) == ("adaptive", 10)
+    assert study.run.seed_list() == tuple(range(10))
+    text = study.to_toml()
+    assert "max_seeds = 10" in text
+    assert load(tmp_path, text) == study
+    assert load(tmp_path, MINIMAL).run.max_seeds is None
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "said"),
+    [
+        (MINIMAL, ["run.max_seeds=5"], 'max_seeds needs seeds = "adaptive"'),
+        (MINIMAL, ["run.seeds=adaptive", "run.max_seeds=3"], "greater than or equal"),
+        (MINIMAL, ["run.seeds=many"], "a list, or \"adaptive\", got 'many'"),
+        (SEARCH, ["run.seeds=adaptive"], 'needs kind = "ablation"'),
+    ],
+)
+def test_adaptive_seeds_that_cannot_be(
+    tmp_path: Path, text: str, overrides: list[str], said: str
+) -> None:
+    """A limit without adaptive seeds, too small a one, and searches are refused."""
+    with pytest.raises(InputError, match=re.escape(said)):
+        load(tmp_path, text, *overrides)

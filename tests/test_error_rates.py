@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from resnext_ablate import stats
-from resnext_ablate.verdicts import Comparison, compare, study_verdict
+from resnext_ablate.verdicts import Comparison, Rules, compare, study_verdict
 
 VARIANTS = ("base", "a", "b", "c", "d", "e")
 CLAIM = re.compile(r"less test error than|\d (is|are) (better|worse)")
@@ -39,7 +39,7 @@ def draw_study(
 
 def concluded(runs: Runs) -> tuple[tuple[Comparison, ...], str]:
     """What the report says of a study: its comparisons and its sentence."""
-    found = compare(runs, reference="base", margin=0.5)
+    found = compare(runs, reference="base", rules=Rules(0.5))
     text = study_verdict(runs, found, reference="base", setting="At equal FLOPs")
     return found, text
 

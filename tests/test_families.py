@@ -12,7 +12,7 @@ from statsmodels.stats.power import TTestIndPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
 from resnext_ablate import families, power
-from resnext_ablate.families import Pairing, PairTest
+from resnext_ablate.families import Look, Pairing, PairTest
 from resnext_ablate.power import LEVEL, PRICE_OF_CHOICE
 from resnext_ablate.stats import Floats
 
@@ -24,7 +24,9 @@ def against_first(
         [dict(enumerate(group.tolist())) for group in groups],
         pairs=[(i, 0) for i in range(1, len(groups))],
         margin=margin,
+        family="reference",
         pairing=pairing,
+        look=Look(),
     )
 
 
@@ -97,7 +99,9 @@ def test_pairs_are_corrected_by_holm() -> None:
         [dict(enumerate(group.tolist())) for group in groups],
         pairs=pairs,
         margin=0.5,
+        family="pairs",
         pairing="unpaired",
+        look=Look(),
     )
     sd = math.sqrt(np.mean([group.var(ddof=1) for group in groups]))
     t = [abs(groups[a].mean() - groups[b].mean()) / sd * math.sqrt(2) for a, b in pairs]
@@ -165,10 +169,21 @@ def test_a_missing_run_unpairs_unless_pairing_is_fixed() -> None:
     groups = [dict(enumerate(group.tolist())) for group in shared_shifts(5)]
     del groups[2][3]
     pairs = [(i, 0) for i in range(1, 4)]
-    auto = families.compare_pairs(groups, pairs=pairs, margin=0.5, pairing="auto")
+
+    def of(pairing: Pairing) -> tuple[PairTest, ...]:
+        return families.compare_pairs(
+            groups,
+            pairs=pairs,
+            margin=0.5,
+            family="reference",
+            pairing=pairing,
+            look=Look(),
+        )
+
+    auto = of("auto")
     assert {one.method for one in auto} == {"Dunnett"}
     assert [one.num_first for one in auto] == [5, 4, 5]
-    fixed = families.compare_pairs(groups, pairs=pairs, margin=0.5, pairing="paired")
+    fixed = of("paired")
     assert {one.method for one in fixed} == {"Dunnett, paired by seed"}
     assert [one.num_first for one in fixed] == [4, 4, 4]
 

@@ -17,7 +17,7 @@ from resnext_ablate import image_tests, records
 from resnext_ablate.image_tests import Correct
 from resnext_ablate.power import LEVEL
 from resnext_ablate.report import write_report
-from resnext_ablate.verdicts import compare
+from resnext_ablate.verdicts import Rules, compare
 
 bits = st.lists(st.booleans(), min_size=12, max_size=12).map(
     lambda values: np.array(values, dtype=bool)
@@ -79,7 +79,7 @@ def test_interval_over_seeds_and_images_covers() -> None:
             label: {s: 100 * float(np.mean(~right)) for s, right in runs.items()}
             for label, runs in correct.items()
         }
-        found = compare(errors, reference="base", margin=0.5, pairing="unpaired")
+        found = compare(errors, reference="base", rules=Rules(0.5, pairing="unpaired"))
         (images,) = image_tests.compare_images(found, correct=correct)
         wide += images.low <= 0 <= images.high
         narrow += found[0].low <= 0 <= found[0].high

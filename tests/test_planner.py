@@ -14,7 +14,7 @@ import pytest
 
 from resnext_ablate import calibration, planner, records
 from resnext_ablate.config import StudyConfig, load_study
-from resnext_ablate.families import compare_pairs
+from resnext_ablate.families import Look, compare_pairs
 from resnext_ablate.planner import Calibration, RunCost, Spread, Workload
 from resnext_ablate.records import Cell
 from resnext_ablate.spec import InputError
@@ -104,7 +104,9 @@ def test_detectable_difference_is_what_the_verdict_shows(config: StudyConfig) ->
             [dict(enumerate(row.tolist())) for row in runs],
             pairs=[(1, 0)],
             margin=0.5,
+            family="reference",
             pairing="auto",
+            look=Look(),
         )
         shown += test.p_corrected < 0.05
     assert shown / 500 == pytest.approx(0.8, abs=0.05)

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from resnext_ablate.verdicts import Comparison, compare, study_verdict
+from resnext_ablate.verdicts import Comparison, Rules, compare, study_verdict
 
 SPREAD = np.array([-0.1, 0.0, 0.1])
 SETTING = "At equal FLOPs (within 2.6 %)"
 
 
 def _compare(**runs: object) -> dict[str, Comparison]:
-    found = compare(_by_seed(runs), reference="base", margin=0.5)
+    found = compare(_by_seed(runs), reference="base", rules=Rules(0.5))
     return {comparison.variant: comparison for comparison in found}
 
 
@@ -28,7 +28,7 @@ def _by_seed(runs: Mapping[str, object]) -> dict[str, dict[int, float]]:
 
 def _sentence(**runs: object) -> str:
     values = _by_seed(runs)
-    found = compare(values, reference="base", margin=0.5)
+    found = compare(values, reference="base", rules=Rules(0.5))
     return study_verdict(values, found, reference="base", setting=SETTING)
 
 
