@@ -49,12 +49,24 @@ def load_paper(key: str) -> pd.DataFrame:
     Raises:
         InputError: there are no such rows; the message names those that are.
     """
-    with (
-        importlib.resources.files("resnext_ablate").joinpath("paper.csv").open() as file
-    ):
-        rows = pd.read_csv(file).dropna(subset="top1_error_pct")
+    rows = _read("paper.csv").dropna(subset="top1_error_pct")
     keys = rows["table"] + "/" + rows["model"]
     if key not in set(keys):
         known = ", ".join(dict.fromkeys(keys))
         raise InputError(f"report.paper: no rows {key!r}; known: {known}.")
     return rows[keys == key].reset_index(drop=True)
+
+
+def load_counts() -> pd.DataFrame:
+    """Every count of Tables 1 and 2, one row each.
+
+    Columns: table, name, image_size; part (whole, block, stem, a stage, head); count;
+    printed, with the step of its last digit where print is but approximate (NaN: not
+    printed); measured, of built nets; source.
+    """
+    return _read("paper_counts.csv")
+
+
+def _read(name: str) -> pd.DataFrame:
+    with importlib.resources.files("resnext_ablate").joinpath(name).open() as file:
+        return pd.read_csv(file)

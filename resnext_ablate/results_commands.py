@@ -18,6 +18,7 @@ from resnext_ablate.spec import InputError, MissingExtraError
 if TYPE_CHECKING:
     from resnext_ablate.progress import Progress, RunningRun
     from resnext_ablate.report import ReportFiles
+    from resnext_ablate.tables import StudyTables
 
 _WATCH_EVERY_S = 1.0
 
@@ -140,14 +141,19 @@ def report(
     report_on(study_folder(study, results), as_json=as_json)
 
 
-def report_on(folder: Path, *, as_json: bool) -> ReportFiles:
-    """Writes the tables and the report of a study's folder and prints its verdicts."""
+def write_report(folder: Path) -> tuple[StudyTables, ReportFiles]:
+    """Writes the tables and the report of a study's folder."""
     from resnext_ablate.report import write_report
     from resnext_ablate.tables import read_tables, write_tables
 
     tables = read_tables(folder)
     write_tables(tables, folder)
-    files = write_report(tables, folder=folder)
+    return tables, write_report(tables, folder=folder)
+
+
+def report_on(folder: Path, *, as_json: bool) -> ReportFiles:
+    """Writes the tables and the report of a study's folder and prints its verdicts."""
+    tables, files = write_report(folder)
     answer = answers.of_report(tables.study, files)
     if tables.search is None:
         terminal.print_answer(answer, as_json=as_json)

@@ -77,6 +77,7 @@ def test_paper_table_is_whole() -> None:
         "table7": 4,  # two nets, each with 10 and 100 classes
         "fig7": 14,
         "residual": 4,
+        "fig5": 4,  # training errors
     }
 
 
