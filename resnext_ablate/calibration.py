@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resnext_ablate import data, records
+from resnext_ablate import data, preparation, records
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.execution import (
     LOCK_FILE,
@@ -66,7 +66,7 @@ class _Timed:
         )
 
 
-def workload(config: StudyConfig, info: data.DataInfo) -> Workload:
+def workload(config: StudyConfig, info: preparation.DataInfo) -> Workload:
     """What one run of a study does."""
     batch = min(config.train.batch_size, info.num_train)
     return Workload(
@@ -81,7 +81,7 @@ def calibrate(
     config: StudyConfig,
     *,
     nets: Sequence[NetRecord],
-    prepared: data.Prepared,
+    prepared: preparation.Prepared,
     devices: Sequence[str],
 ) -> Calibration:
     """Times every variant on the study's images and executors, in at most a minute.
@@ -131,7 +131,7 @@ class _Bench:
     """The executors' work of a calibration."""
 
     config: StudyConfig
-    prepared: data.Prepared
+    prepared: preparation.Prepared
     devices: Sequence[str]
     folder: Path
     deadline: float

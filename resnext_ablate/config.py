@@ -23,14 +23,11 @@ from pydantic import (
 )
 
 from resnext_ablate import complaints, study_file
+from resnext_ablate.data_config import DataConfig
 from resnext_ablate.matching import MEASURED, Hold, Widths
 from resnext_ablate.names import parse_setting, parse_spec
 from resnext_ablate.search_config import SearchConfig
 from resnext_ablate.spec import InputError, ResNeXtSpec
-
-DataName = Literal[
-    "digits", "cifar10", "cifar100", "fashion_mnist", "svhn", "imagefolder"
-]
 
 ConvForm = Annotated[
     str, Field(pattern=r"^(plain|matmul|nchw|(nchw\+)?merge[1-9][0-9]*)$")
@@ -120,31 +117,6 @@ class NetConfig(_Part):
             else:
                 specs.append(parse_spec(variant))
         return tuple(specs)
-
-
-class DataConfig(_Part):
-    """Which images, how they are split and how the training split is augmented."""
-
-    name: DataName
-    root: str | None = None
-    """Folder of an imagefolder; for other sets where downloads go (None: a cache)."""
-    image_size: int | None = Field(default=None, ge=1)
-    """Pixels of a side after resizing; None keeps the images as they are."""
-    val_fraction: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the training images held out for validation, class by class."""
-    train_fraction: float = Field(default=1.0, gt=0, le=1)
-    """Share of the other training images that is used, class by class: short runs."""
-    split_seed: int = Field(default=0, ge=0)
-    crop_padding: int = Field(default=4, ge=0)
-    """Zeros around an image, after normalising, before a random crop; 0: no crop."""
-    flip: bool = True
-    """Mirror each image left to right with probability 1/2."""
-
-    @model_validator(mode="after")
-    def _folder_has_root(self) -> Self:
-        if self.name == "imagefolder" and not self.root:
-            raise ValueError('name = "imagefolder" needs root = "FOLDER"')
-        return self
 
 
 class TrainConfig(_Part):

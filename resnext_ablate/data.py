@@ -1,73 +1,53 @@
-"""Data sets: decoded once into a cache, resident on the device, augmented in batches.
+"""Data sets resident on a device, augmented in batches.
 
-`prepare` finds, decodes, splits and caches a data set; the scheduler calls it. `load`
-puts the cached arrays on a device; executors call it, and it imports neither
+`load` puts on a device what `preparation` left in the cache; it imports neither
 torchvision nor Pillow nor scikit-learn. The rest are pure functions that turn stored
 images into batches; all their random draws come from a generator seeded by seed and
-epoch alone.
+epoch alone. `Feed` is what a run wants of a data set, this kind or one that streams.
 
 Stored images are uint8 (N, H, W, C), batches float (N, C, H, W).
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-import fcntl
-import hashlib
 import json
-import logging
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal, Protocol
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from resnext_ablate.config import DataConfig
-from resnext_ablate.images import Arrays, Decoded, Images, Progress, Source
-from resnext_ablate.sources import (
-    CACHE_VARIABLE,
-    DATASETS,
-    cache_folder,
-    stratified_split,
-)
+from resnext_ablate.data_config import DataConfig
+from resnext_ablate.preparation import META_FILE, DataInfo, info_from
 from resnext_ablate.spec import InputError
 
-_FORMAT = 1  # Of the cache; a new one leaves older folders alone.
-
-_logger = logging.getLogger(__name__)
+SplitName = Literal["train", "val", "test"]
 
 
-@dataclass(frozen=True)
-class DataInfo:
-    """What there is to know of a decoded data set."""
+class Feed(Protocol):
+    """A data set as a run sees it."""
 
-    name: str
-    num_classes: int
-    class_names: tuple[str, ...]
-    in_channels: int
-    image_size: int
-    """Pixels of a side."""
-    num_train: int
-    num_val: int
-    num_test: int
-    checksum: str
-    """SHA-256 of the decoded images and labels of each split."""
-    corrupt_files: tuple[str, ...]
-    """Images that could not be decoded and were left out, relative to the root."""
+    @property
+    def info(self) -> DataInfo: ...
 
+    def num_images(self, split: SplitName) -> int: ...
 
-@dataclass(frozen=True)
-class Prepared:
-    """A decoded data set in the cache."""
+    def train_batches(
+        self,
+        config: DataConfig,
+        *,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        num_passed: int,
+    ) -> Iterator[Batch]:
+        """The augmented training batches of an epoch but the first `num_passed`."""
 
-    info: DataInfo
-    folder: Path
+    def eval_batches(self, split: SplitName, *, batch_size: int) -> Iterator[Batch]:
+        """All images of a split in their order, normalised."""
 
 
 @dataclass(frozen=True)
@@ -92,33 +72,35 @@ class Dataset:
     std: Tensor
     info: DataInfo
 
+    def num_images(self, split: SplitName) -> int:
+        return len(self._split(split).labels)
 
-def prepare(config: DataConfig, *, on_progress: Progress | None = None) -> Prepared:
-    """Decodes a data set into the cache, or finds it there whole.
+    def train_batches(
+        self,
+        config: DataConfig,
+        *,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        num_passed: int,
+    ) -> Iterator[Batch]:
+        draws = draw_epoch(
+            self.num_images("train"),
+            crop_padding=config.crop_padding,
+            flip=config.flip,
+            generator=epoch_generator(seed, epoch=epoch),
+        )
+        return train_batches(
+            self, draws=draws, batch_size=batch_size, num_passed=num_passed
+        )
 
-    Safe against kills and against other processes that prepare the same set: a set is
-    built beside its folder, under a lock, and renamed into place.
+    def eval_batches(self, split: SplitName, *, batch_size: int) -> Iterator[Batch]:
+        return eval_batches(
+            self._split(split), mean=self.mean, std=self.std, batch_size=batch_size
+        )
 
-    Args:
-        config: which data set, its size and its splits.
-        on_progress: told the number of image files decoded and of all.
-
-    Raises:
-        InputError: the data set is not there, is not sound or cannot be cached.
-    """
-    if config.name not in DATASETS:
-        known = ", ".join(DATASETS)
-        raise InputError(f"data.name = {config.name!r}: no such data set; use {known}.")
-    source = DATASETS[config.name].find(config)
-    folder = cache_folder() / "datasets" / f"{config.name}-{_key(config, source)}"
-    info = _read_cached(folder)
-    if info is None:
-        with _cache_errors(folder), _locked(folder):
-            info = _read_cached(folder)
-            if info is None:
-                decoded = source.decode(on_progress or (lambda done, total: None))
-                info = _write_cached(folder, config=config, decoded=decoded)
-    return Prepared(info, folder)
+    def _split(self, name: SplitName) -> Split:
+        return {"train": self.train, "val": self.val, "test": self.test}[name]
 
 
 def load(folder: Path, *, device: torch.device) -> Dataset:
@@ -130,7 +112,12 @@ def load(folder: Path, *, device: torch.device) -> Dataset:
         InputError: the folder holds no decoded data set.
     """
     try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
+        if meta.get("root"):
+            raise InputError(
+                f"{meta['info']['name']} streams from its files here, and this needs "
+                'images in memory: data.loading = "memory".'
+            )
         train, val, test = (
             _load_split(folder, split, device=device)
             for split in ("train", "val", "test")
@@ -146,7 +133,7 @@ def load(folder: Path, *, device: torch.device) -> Dataset:
         test=test,
         mean=torch.tensor(meta["mean"], device=device),
         std=torch.tensor(meta["std"], device=device),
-        info=_info_from(meta["info"]),
+        info=info_from(meta["info"]),
     )
 
 
@@ -289,125 +276,6 @@ def augment(
     return padded.permute(0, 3, 1, 2)
 
 
-# The cache: a folder of arrays and a meta.json for each data set as configured.
-
-
-def _key(config: DataConfig, source: Source) -> str:
-    parts = {
-        "format": _FORMAT,
-        "source": source.fingerprint,
-        "image_size": config.image_size,
-        "val_fraction": config.val_fraction,
-        "split_seed": config.split_seed,
-    }
-    if config.train_fraction < 1:  # Named only then: older caches stay good.
-        parts["train_fraction"] = config.train_fraction
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-
-
-def _read_cached(folder: Path) -> DataInfo | None:
-    """What a folder of the cache holds; None when there is none or it is damaged."""
-    if not folder.exists():
-        return None
-    try:
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
-        for name, digest in meta["arrays"].items():
-            if _digest(np.load(folder / f"{name}.npy", mmap_mode="r")) != digest:
-                raise ValueError(f"{name}.npy has changed")
-        return _info_from(meta["info"])
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
-        _logger.warning("%s is damaged (%s): decoding again", folder, error)
-        return None
-
-
-def _write_cached(folder: Path, *, config: DataConfig, decoded: Decoded) -> DataInfo:
-    """Splits, measures and stores a data set. The caller holds its lock."""
-    splits = _splits(config, decoded)
-    building = folder.with_name(f".{folder.name}.building")
-    shutil.rmtree(building, ignore_errors=True)
-    building.mkdir()
-    arrays = {
-        f"{split}_{kind}": array
-        for split, held in splits.items()
-        for kind, array in (("images", held.images), ("labels", held.labels))
-    }
-    for name, array in arrays.items():
-        np.save(building / f"{name}.npy", array)
-    digests = {name: _digest(array) for name, array in arrays.items()}
-    mean, std = _moments(splits["train"].images)
-    _, _, size, channels = splits["train"].images.shape
-    info = DataInfo(
-        name=config.name,
-        num_classes=len(decoded.class_names),
-        class_names=decoded.class_names,
-        in_channels=channels,
-        image_size=size,
-        num_train=len(splits["train"].labels),
-        num_val=len(splits["val"].labels),
-        num_test=len(splits["test"].labels),
-        checksum=hashlib.sha256(json.dumps(digests).encode()).hexdigest(),
-        corrupt_files=decoded.corrupt_files,
-    )
-    meta = {
-        "info": dataclasses.asdict(info),
-        "arrays": digests,
-        "mean": mean.tolist(),
-        "std": std.tolist(),
-    }
-    (building / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-    shutil.rmtree(folder, ignore_errors=True)
-    building.rename(folder)
-    return info
-
-
-def _splits(config: DataConfig, decoded: Decoded) -> dict[str, Arrays]:
-    train, val = decoded.train, decoded.val
-    if val is None:
-        rest, held = stratified_split(
-            train.labels, fraction=config.val_fraction, seed=config.split_seed
-        )
-        train, val = train.at(rest), train.at(held)
-    if not len(val.labels):
-        raise InputError(
-            "the validation split is empty: at least one class needs two training "
-            "images."
-        )
-    if config.train_fraction < 1:
-        used, _ = stratified_split(
-            train.labels, fraction=1 - config.train_fraction, seed=config.split_seed
-        )
-        train = train.at(used)
-    return {"train": train, "val": val, "test": decoded.test}
-
-
-def _moments(images: Images) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Mean and standard deviation (C,) of uint8 (N, H, W, C), in pixel / 255."""
-    channels = images.shape[-1]
-    counts = np.zeros((channels, 256), np.int64)
-    for start in range(0, len(images), 64):  # Small enough for a processor's cache.
-        for channel in range(channels):
-            pixels = images[start : start + 64, :, :, channel].ravel()
-            counts[channel] += np.bincount(pixels, minlength=256)
-    values = np.arange(256) / 255
-    share = counts / counts.sum(axis=1, keepdims=True)
-    mean = share @ values
-    variance = (share * (values - mean[:, None]) ** 2).sum(axis=1)
-    # A channel without variation still needs a scale.
-    return mean, np.maximum(np.sqrt(variance), 1 / 255)
-
-
-def _digest(array: npt.NDArray[Any]) -> str:
-    digest = hashlib.sha256(f"{array.dtype} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
-
-
-def _info_from(values: dict[str, Any]) -> DataInfo:
-    tuples = {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
-    fields: dict[str, Any] = {**values, **tuples}
-    return DataInfo(**fields)
-
-
 def _load_split(folder: Path, split: str, *, device: torch.device) -> Split:
     # Copy-on-write: torch wants memory that it may write to, though nobody does.
     images, labels = (
@@ -415,27 +283,3 @@ def _load_split(folder: Path, split: str, *, device: torch.device) -> Split:
         for kind in ("images", "labels")
     )
     return Split(images.to(device), labels.to(device))
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Keeps other processes from building the same folder."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _logger.info("waiting for another process that decodes %s", folder.name)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _cache_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise InputError(
-            f"{folder.parent}: decoded images cannot be kept there: {error.strerror}; "
-            f"name a folder with room that you may write to in {CACHE_VARIABLE}."
-        ) from None

@@ -8,8 +8,6 @@ scheduler is gone, and it ends at once.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import fcntl
 import hashlib
@@ -30,10 +28,10 @@ from typing import IO
 
 import torch
 
-from resnext_ablate import data, records, training
+from resnext_ablate import data, records, streaming, training
 from resnext_ablate.checkpoint import Keeper
 from resnext_ablate.config import StudyConfig
-from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
+from resnext_ablate.endings import NonFiniteLossError, RunStoppedError, die_with_parent
 from resnext_ablate.execution import Event, Job
 from resnext_ablate.hardware import is_out_of_memory
 from resnext_ablate.peaks import known_peaks, roofline_pct
@@ -42,7 +40,6 @@ from resnext_ablate.roofline import Peaks
 from resnext_ablate.spec import ResNeXtSpec, spec_from_dict
 
 _ALIVE_EVERY_S = 1.0
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 
 _logger = logging.getLogger(__name__)
 
@@ -71,7 +68,7 @@ class _Pruned(Exception):
 def execute(
     job: Job,
     *,
-    dataset: data.Dataset,
+    dataset: data.Feed,
     on_epoch: Callable[[EpochRecord], None],
     word: Callable[[Sequence[EpochRecord]], str],
     should_stop: Callable[[], bool],
@@ -136,7 +133,7 @@ def _with_share(
     *,
     spec: ResNeXtSpec,
     config: StudyConfig,
-    dataset: data.Dataset,
+    dataset: data.Feed,
 ) -> RunRecord:
     """The run with what it used of its device."""
     assert run.images_per_s is not None
@@ -144,7 +141,7 @@ def _with_share(
         spec,
         images_per_s=run.images_per_s,
         image_size=dataset.info.image_size,
-        batch_size=min(config.train.batch_size, len(dataset.train.labels)),
+        batch_size=min(config.train.batch_size, dataset.num_images("train")),
         peaks=peaks,
     )
     return replace(run, roofline_pct=used_pct)
@@ -177,6 +174,8 @@ def _keeper(job: Job, *, config: StudyConfig, data_checksum: str) -> Keeper:
         "train": config.train.model_dump(mode="json"),
         "crop_padding": config.data.crop_padding,
         "flip": config.data.flip,
+        "augment": config.data.augment,
+        "decode": config.data.decode,
         "data_checksum": data_checksum,
         "device": torch.device(job.device).type,
         "deterministic": config.run.deterministic,
@@ -263,7 +262,7 @@ class _Voice:
 
 def _serve(lock_path: Path) -> None:
     """An executor's life: jobs until its input closes or a signal comes."""
-    _die_with_parent()
+    die_with_parent()
     voice = _Voice()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(1)
@@ -273,7 +272,7 @@ def _serve(lock_path: Path) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, inbox.catch)
         voice.say("ready", versions=records.running_versions())
-        held: dict[tuple[str, str], data.Dataset] = {}
+        held: dict[tuple[str, str], data.Feed] = {}
         for job in inbox.jobs():
             voice.begin(job)
             _do(job, held=held, voice=voice, inbox=inbox)
@@ -282,7 +281,7 @@ def _serve(lock_path: Path) -> None:
 def _do(
     job: Job,
     *,
-    held: dict[tuple[str, str], data.Dataset],
+    held: dict[tuple[str, str], data.Feed],
     voice: _Voice,
     inbox: _Inbox,
 ) -> None:
@@ -317,19 +316,24 @@ def _do(
     voice.say("finished")
 
 
-def _dataset(job: Job, held: dict[tuple[str, str], data.Dataset]) -> data.Dataset:
+def _dataset(job: Job, held: dict[tuple[str, str], data.Feed]) -> data.Feed:
     """A job's images; the last ones are held for the next job."""
     key = (job.data_folder, job.device)
     if key not in held:
         held.clear()
-        held[key] = data.load(Path(job.data_folder), device=torch.device(job.device))
+        config = StudyConfig.model_validate_json(job.config)
+        held[key] = _opened(job, config=config)
     return held[key]
 
 
-def _die_with_parent() -> None:
-    """Even a stopped executor ends with its scheduler, where the system can do that."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+def _opened(job: Job, *, config: StudyConfig) -> data.Feed:
+    folder, device = Path(job.data_folder), torch.device(job.device)
+    if config.data.loading != "stream":
+        return data.load(folder, device=device)
+    assert isinstance(config.run.executors, int), "resolved before jobs are made"
+    return streaming.Stream(
+        folder, config=config.data, device=device, num_sharing=config.run.executors
+    )
 
 
 if __name__ == "__main__":

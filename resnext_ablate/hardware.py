@@ -51,6 +51,16 @@ def usable_cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int:
+    """Memory of this machine, or of its smallest GPU where that is less."""
+    host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    gpus = [
+        torch.cuda.get_device_properties(index).total_memory
+        for index in range(torch.cuda.device_count())
+    ]
+    return min(host, *gpus) if gpus else host
+
+
 def devices(wanted: str) -> tuple[str, ...]:
     """The devices that runs may use: every GPU, one named, or the CPU.
 

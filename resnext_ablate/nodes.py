@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from resnext_ablate import data
+from resnext_ablate import preparation
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.spec import InputError
 
@@ -23,7 +23,7 @@ def images(config: str, checksum: str) -> tuple[Path, str]:
     """
     node = f"node {os.uname().nodename}"
     try:
-        prepared = data.prepare(StudyConfig.model_validate_json(config).data)
+        prepared = preparation.prepare(StudyConfig.model_validate_json(config).data)
     except InputError as error:
         return Path(), f"{node}: {error}"
     own = prepared.info.checksum

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from resnext_ablate.config import DataConfig, TrainConfig
+from resnext_ablate.config import TrainConfig
 from resnext_ablate.data import Dataset, Split
+from resnext_ablate.data_config import DataConfig
 from resnext_ablate.model import build
 from resnext_ablate.optimization import learning_rate
 from resnext_ablate.spec import ResNeXtSpec

@@ -22,15 +22,16 @@ import numpy as np
 import numpy.typing as npt
 import platformdirs
 
-from resnext_ablate.config import DataConfig
+from resnext_ablate.data_config import DataConfig
+from resnext_ablate.folders import find_folder
 from resnext_ablate.images import (
     Arrays,
     Decoded,
     Images,
     Labels,
+    Moments,
     Progress,
     Source,
-    find_folder,
     to_square,
 )
 from resnext_ablate.spec import InputError
@@ -40,6 +41,9 @@ CACHE_VARIABLE = "RESNEXT_ABLATE_CACHE"
 
 _DIGITS_TEST_FRACTION = 0.2
 _DOWNLOAD_TIMEOUT_S = 30.0
+_IMAGENET_SIZE = 224
+_IMAGENET_MOMENTS = Moments((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Those of the paper's code."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class DatasetEntry:
     num_classes: int | None
     in_channels: int
     image_size: int | None
+    moments: Moments | None = None
+    """To normalise with; None: those of the training images."""
 
 
 def cache_folder() -> Path:
@@ -94,6 +100,25 @@ def _decode_digits(on_progress: Progress) -> Decoded:
     rest, held = stratified_split(every.labels, fraction=_DIGITS_TEST_FRACTION, seed=0)
     names = tuple(map(str, digits.target_names))
     return Decoded(every.at(rest), every.at(held), None, names)
+
+
+# ImageNet: too large for a cache, and nobody may hand it on.
+
+
+def _find_imagenet(config: DataConfig) -> Source:
+    assert config.root is not None
+    root = Path(config.root).expanduser()
+    missing = [f"{split}/" for split in ("train", "val") if not (root / split).is_dir()]
+    if missing:
+        raise InputError(
+            f"data.root = {config.root!r}: has no {' and no '.join(missing)}; ImageNet "
+            "cannot be downloaded without an account. Get ILSVRC2012 from "
+            "https://www.image-net.org and lay it out as torchvision does: "
+            "train/WNID/*.JPEG and val/WNID/*.JPEG, such as train/n01440764/*.JPEG."
+        )
+    size = config.image_size or _IMAGENET_SIZE
+    sized = config.model_copy(update={"image_size": size})
+    return find_folder(sized, needs_sums=False)
 
 
 # Data sets that torchvision downloads.
@@ -248,5 +273,9 @@ DATASETS: dict[str, DatasetEntry] = {
     ),
     "svhn": DatasetEntry(partial(_find_download, download=_SVHN), 10, 3, 32),
     "imagefolder": DatasetEntry(find_folder, None, 3, None),
+    # Some of its classes do as well.
+    "imagenet": DatasetEntry(
+        _find_imagenet, None, 3, _IMAGENET_SIZE, _IMAGENET_MOMENTS
+    ),
 }
 """The known data sets, by the name that a study file gives."""

@@ -19,12 +19,12 @@ import torch
 
 from resnext_ablate import (
     certificate,
-    data,
     engines,
     execution,
     guards,
     hardware,
     looks,
+    preparation,
     records,
     sinks,
     storage,
@@ -47,6 +47,7 @@ _MAY_CHANGE = (
     "question",
     "report",
     "data.root",
+    "data.num_workers",
     "net.cardinality",
     "net.variants",
     "net.tolerance_pct",
@@ -96,7 +97,7 @@ class PreparedStudy:
 
     config: StudyConfig
     plan: Plan
-    data: data.Prepared
+    data: preparation.Prepared
     devices: tuple[str, ...]
     """One for each executor."""
     costs: DeviceCosts | None
@@ -132,14 +133,15 @@ def prepare(
         on_data: told (done, total) while images are decoded.
 
     Raises:
-        InputError: see `data.prepare`, `variants.plan_nets` and `hardware.devices`; or
-            the study differs from `earlier` so that runs would not be comparable.
+        InputError: images, nets or devices are not as they need to be; or the study
+            differs from `earlier` so that runs would not be comparable.
     """
     config, devices = _resolve(config, earlier=earlier.config if earlier else None)
     if earlier:
         _check_comparable(earlier.config, config)
-    prepared = data.prepare(config.data, on_progress=on_data)
+    prepared = preparation.prepare(config.data, on_progress=on_data)
     info = prepared.info
+    config = config.model_copy(update={"data": prepared.config})
     old_plan = earlier.plan if earlier else None
     if old_plan and old_plan.provenance["data_checksum"] != info.checksum:
         raise InputError(
@@ -344,6 +346,9 @@ def _resolve(
     if run.executors == "auto":
         count = hardware.num_executors(found, runs_per_device=run.runs_per_device)
         run = run.model_copy(update={"executors": count})
+    images = config.data
+    if earlier and images.loading == "auto":
+        images = images.model_copy(update={"loading": earlier.data.loading})
     train = tuning.settled(
         train,
         earlier=earlier.train if earlier else None,
@@ -352,7 +357,7 @@ def _resolve(
     assert isinstance(run.executors, int)
     devices = tuple(found[index % len(found)] for index in range(run.executors))
     search = config.search and config.search.resolved(epochs=train.epochs)
-    parts = {"run": run, "train": train, "search": search}
+    parts = {"data": images, "run": run, "train": train, "search": search}
     return config.model_copy(update=parts), devices
 
 
@@ -370,7 +375,7 @@ def _check_comparable(old: StudyConfig, new: StudyConfig) -> None:
 
 
 def _provenance(
-    config: StudyConfig, *, info: data.DataInfo, command: str
+    config: StudyConfig, *, info: preparation.DataInfo, command: str
 ) -> dict[str, str]:
     gpus = [
         torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())

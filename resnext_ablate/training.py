@@ -19,16 +19,9 @@ from torch import Tensor
 
 from resnext_ablate import checkpoint
 from resnext_ablate.checkpoint import Checkpoint, Keeper
-from resnext_ablate.config import DataConfig, TrainConfig
-from resnext_ablate.data import (
-    Dataset,
-    Split,
-    draw_epoch,
-    epoch_generator,
-    eval_batches,
-    num_batches,
-    train_batches,
-)
+from resnext_ablate.config import TrainConfig
+from resnext_ablate.data import Feed, SplitName, epoch_generator, num_batches
+from resnext_ablate.data_config import DataConfig
 from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
 from resnext_ablate.hardware import (
     Precision,
@@ -76,7 +69,7 @@ def train(
     *,
     config: TrainConfig,
     data_config: DataConfig,
-    dataset: Dataset,
+    dataset: Feed,
     seed: int,
     device: torch.device,
     deterministic: bool,
@@ -142,7 +135,7 @@ def _train(run: _Run, *, on_epoch: Callable[[EpochRecord], None]) -> RunResult:
         on_epoch(progress.epochs[-1])
         if run.keeper and run.keeper.is_due(at_epoch_end=True):
             run.keeper.save(_checkpoint(run, progress))
-    test = _evaluate(run, run.dataset.test, name="test", progress=progress)
+    test = _evaluate(run, "test", progress=progress)
     time_s = sum(metrics.time_s for metrics in progress.epochs)
     images = _steps_per_epoch(run) * _batch_size(run) * run.config.epochs
     return RunResult(
@@ -163,7 +156,7 @@ class _Run:
     learner: Learner
     config: TrainConfig
     data_config: DataConfig
-    dataset: Dataset
+    dataset: Feed
     seed: int
     device: torch.device
     keeper: Keeper | None
@@ -234,7 +227,7 @@ def _checkpoint(run: _Run, progress: _Progress) -> Checkpoint:
 def _run_epoch(run: _Run, progress: _Progress) -> _Progress:
     """Brings the epoch under way to its end, and begins the next one."""
     _train_epoch(run, progress)
-    val = _evaluate(run, run.dataset.val, name="validation", progress=progress)
+    val = _evaluate(run, "val", progress=progress)
     steps, epoch = _steps_per_epoch(run), progress.epoch
     images = steps * _batch_size(run)
     record = EpochRecord(
@@ -264,15 +257,10 @@ def _train_epoch(run: _Run, progress: _Progress) -> None:
     interval = 1 if run.device.type == "cpu" else _CUDA_CHECK_INTERVAL
     run.learner.model.train()
     start = synchronised_time_s(run.device) - progress.time_s
-    draws = draw_epoch(
-        len(run.dataset.train.labels),
-        crop_padding=run.data_config.crop_padding,
-        flip=run.data_config.flip,
-        generator=epoch_generator(run.seed, epoch=epoch),
-    )
-    batches = train_batches(
-        run.dataset,
-        draws=draws,
+    batches = run.dataset.train_batches(
+        run.data_config,
+        seed=run.seed,
+        epoch=epoch,
         batch_size=run.config.batch_size,
         num_passed=progress.step,
     )
@@ -319,39 +307,39 @@ def _check_finite(losses: Tensor, *, interval: int, epoch: int) -> None:
             raise NonFiniteLossError(split="train", loss=loss, epoch=epoch, step=step)
 
 
-def _evaluate(run: _Run, split: Split, *, name: str, progress: _Progress) -> _Score:
+def _evaluate(run: _Run, split: SplitName, *, progress: _Progress) -> _Score:
     """Plain cross entropy and error of a split, as it is, by the current weights."""
     losses, right = [], []
     logits_of = evaluator(run.learner)
     with torch.inference_mode():
-        for batch in eval_batches(
-            split,
-            mean=run.dataset.mean,
-            std=run.dataset.std,
-            batch_size=_EVAL_BATCH_FACTOR * run.config.batch_size,
+        for batch in run.dataset.eval_batches(
+            split, batch_size=_EVAL_BATCH_FACTOR * run.config.batch_size
         ):
             if run.should_stop():
                 _stop(run, progress)
             logits = logits_of(batch.images)
             losses.append(F.cross_entropy(logits, batch.labels, reduction="sum"))
             right.append(logits.argmax(dim=1) == batch.labels)
-        loss = torch.stack(losses).double().sum().item() / len(split.labels)
+        loss = torch.stack(losses).double().sum().item()
         correct = torch.cat(right).cpu().numpy()
+    loss /= len(correct)
     if not math.isfinite(loss):
         steps, epoch = _steps_per_epoch(run), min(progress.epoch, run.config.epochs)
+        name = {"val": "validation"}.get(split, split)
         raise NonFiniteLossError(split=name, loss=loss, epoch=epoch, step=steps)
     return _Score(loss, 100 * int((~correct).sum()) / len(correct), correct)
 
 
 def _steps_per_epoch(run: _Run) -> int:
-    return num_batches(len(run.dataset.train.labels), batch_size=run.config.batch_size)
+    count = run.dataset.num_images("train")
+    return num_batches(count, batch_size=run.config.batch_size)
 
 
 def _batch_size(run: _Run) -> int:
-    return min(run.config.batch_size, len(run.dataset.train.labels))
+    return min(run.config.batch_size, run.dataset.num_images("train"))
 
 
-def _check_fit(spec: ResNeXtSpec, *, dataset: Dataset) -> None:
+def _check_fit(spec: ResNeXtSpec, *, dataset: Feed) -> None:
     info = dataset.info
     spec.layout(info.image_size)
     for what, wants, has in (

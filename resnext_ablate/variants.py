@@ -11,9 +11,9 @@ from resnext_ablate import benchmark, model
 from resnext_ablate.benchmark import Setup
 from resnext_ablate.certificate import DeviceCosts
 from resnext_ablate.config import StudyConfig
-from resnext_ablate.data import DataInfo
 from resnext_ablate.matching import Hold, Match, Widths, certify, match
 from resnext_ablate.measured import match_measured
+from resnext_ablate.preparation import DataInfo
 from resnext_ablate.records import NetRecord
 from resnext_ablate.spec import ResNeXtSpec, spec_from_dict
 

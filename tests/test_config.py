@@ -152,7 +152,7 @@ def test_overrides_are_parsed_as_toml_and_bare_words_are_strings(
         (
             MINIMAL.replace('"digits"', '"digit"'),
             "DIR/study.toml:8: data.name: must be 'digits', 'cifar10', 'cifar100', "
-            "'fashion_mnist', 'svhn' or 'imagefolder', got 'digit' "
+            "'fashion_mnist', 'svhn', 'imagefolder' or 'imagenet', got 'digit' "
             "(did you mean 'digits'?).",
         ),
         (

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnext_ablate import data, images, sources
+from resnext_ablate import data, folders, images, preparation, sources
 from resnext_ablate.config import DataConfig
 from resnext_ablate.spec import InputError
 
@@ -68,7 +68,7 @@ def _folder_config(root: Path, **fields: Any) -> DataConfig:
 
 def _prepare_error(config: DataConfig) -> str:
     with pytest.raises(InputError) as caught:
-        data.prepare(config)
+        preparation.prepare(config)
     return str(caught.value)
 
 
@@ -77,7 +77,7 @@ def _prepare_error(config: DataConfig) -> str:
 
 def test_digits_are_the_1797_images_of_scikit_learn() -> None:
     """Digits hold every image once, in whole steps of 255 / 16, with 20 % for test."""
-    prepared = data.prepare(DataConfig(name="digits"))
+    prepared = preparation.prepare(DataConfig(name="digits"))
     info = prepared.info
     assert (info.num_train, info.num_val, info.num_test) == (1293, 145, 359)
     assert (info.num_classes, info.in_channels, info.image_size) == (10, 1, 8)
@@ -98,7 +98,9 @@ def test_digits_are_the_1797_images_of_scikit_learn() -> None:
 
 def test_mean_and_std_are_of_the_training_split() -> None:
     """Mean and standard deviation are those of the training pixels / 255."""
-    loaded = data.load(data.prepare(DataConfig(name="digits")).folder, device=CPU)
+    loaded = data.load(
+        preparation.prepare(DataConfig(name="digits")).folder, device=CPU
+    )
     pixels = loaded.train.images.double() / 255
     assert loaded.mean.tolist() == pytest.approx([pixels.mean().item()], rel=1e-6)
     std = pixels.std(correction=0).item()
@@ -107,7 +109,7 @@ def test_mean_and_std_are_of_the_training_split() -> None:
 
 def test_a_constant_channel_keeps_a_finite_scale(root: Path) -> None:
     """Channels whose pixels are all equal normalise to 0, not to infinity."""
-    loaded = data.load(data.prepare(_folder_config(root)).folder, device=CPU)
+    loaded = data.load(preparation.prepare(_folder_config(root)).folder, device=CPU)
     normalised = data.normalise(loaded.train.images, mean=loaded.mean, std=loaded.std)
     assert normalised.isfinite().all()
     assert normalised[..., 1].abs().max() < 1e-4
@@ -115,7 +117,7 @@ def test_a_constant_channel_keeps_a_finite_scale(root: Path) -> None:
 
 def test_digits_resize() -> None:
     """image_size resizes sets that are arrays, and keeps their one channel."""
-    info = data.prepare(DataConfig(name="digits", image_size=16)).info
+    info = preparation.prepare(DataConfig(name="digits", image_size=16)).info
     assert (info.image_size, info.in_channels) == (16, 1)
 
 
@@ -143,7 +145,9 @@ def test_the_split_seed_decides_the_validation_split(root: Path) -> None:
     """Equal split seeds hold out the same images, others hold out other ones."""
 
     def held(seed: int) -> list[int]:
-        prepared = data.prepare(_folder_config(root, val_fraction=0.3, split_seed=seed))
+        prepared = preparation.prepare(
+            _folder_config(root, val_fraction=0.3, split_seed=seed)
+        )
         val = data.load(prepared.folder, device=CPU).val
         assert val.labels.bincount().tolist() == [3, 6]
         return sorted(val.images[:, 0, 0, 0].tolist())
@@ -156,7 +160,7 @@ def test_a_share_of_the_training_images_is_a_sample_by_class(root: Path) -> None
     """It leaves validation and test alone, keeps shares of classes and its seed."""
 
     def splits(**settings: Any) -> data.Dataset:
-        prepared = data.prepare(_folder_config(root, **settings))
+        prepared = preparation.prepare(_folder_config(root, **settings))
         return data.load(prepared.folder, device=CPU)
 
     def identities(split: data.Split) -> set[int]:
@@ -187,7 +191,7 @@ def test_a_validation_split_needs_images(tmp_path: Path) -> None:
 def test_a_folder_gives_its_images_in_rgb_with_sorted_classes(root: Path) -> None:
     """Pixels, labels and class names are those of the files; progress is told."""
     told: list[tuple[int, int]] = []
-    prepared = data.prepare(
+    prepared = preparation.prepare(
         _folder_config(root), on_progress=lambda done, total: told.append((done, total))
     )
     info = prepared.info
@@ -205,7 +209,7 @@ def test_val_beside_test_is_the_validation_split(root: Path) -> None:
     """With all three folders nothing is carved from train/."""
     for name in ("cat", "dog"):
         _write_image(root / "val" / name / "a.png", value=77)
-    prepared = data.prepare(_folder_config(root))
+    prepared = preparation.prepare(_folder_config(root))
     info = prepared.info
     assert (info.num_train, info.num_val, info.num_test) == (30, 2, 6)
     assert (data.load(prepared.folder, device=CPU).val.images[..., 0] == 77).all()
@@ -214,7 +218,7 @@ def test_val_beside_test_is_the_validation_split(root: Path) -> None:
 def test_val_without_test_is_the_final_test(root: Path) -> None:
     """With train/ and val/ alone, val/ is scored last and train/ gives validation."""
     (root / "test").rename(root / "val")
-    info = data.prepare(_folder_config(root)).info
+    info = preparation.prepare(_folder_config(root)).info
     assert (info.num_train, info.num_val, info.num_test) == (27, 3, 6)
 
 
@@ -224,7 +228,7 @@ def test_images_lie_at_any_depth_and_other_files_are_ignored(root: Path) -> None
     _write_image(root / "train/cat/.hidden.png")
     (root / "train/cat/notes.txt").write_text("no image")
     (root / "train/.cache").mkdir()
-    info = data.prepare(_folder_config(root)).info
+    info = preparation.prepare(_folder_config(root)).info
     assert info.num_train + info.num_val == 31
 
 
@@ -232,7 +236,7 @@ def test_relative_roots_work(root: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """The root may be relative, even the working folder itself."""
     (root / "train/cat/00.png").write_bytes(b"no image")
     monkeypatch.chdir(root)
-    info = data.prepare(_folder_config(Path())).info
+    info = preparation.prepare(_folder_config(Path())).info
     assert info.corrupt_files == ("train/cat/00.png",)
 
 
@@ -244,7 +248,7 @@ def test_grey_16_bit_and_palette_images_become_rgb(root: Path) -> None:
     palette = Image.new("P", (6, 6), 1)
     palette.putpalette([0, 0, 0, 1, 2, 3])
     palette.save(root / "test/cat/02.png")
-    prepared = data.prepare(_folder_config(root))
+    prepared = preparation.prepare(_folder_config(root))
     test = data.load(prepared.folder, device=CPU).test
     assert test.images[:3, 0, 0].tolist() == [[156] * 3, [9] * 3, [1, 2, 3]]
 
@@ -254,7 +258,7 @@ def test_resizing_takes_the_centred_square(tmp_path: Path) -> None:
     pixels = np.zeros((4, 12, 3), dtype=np.uint8)
     pixels[:, 4:6], pixels[:, 6:8] = 100, 200
     Image.fromarray(pixels).save(tmp_path / "wide.png")
-    square = images._decode_image(str(tmp_path / "wide.png"), image_size=2)
+    square = images.decode_image(str(tmp_path / "wide.png"), image_size=2)
     assert square.shape == (2, 2, 3)
     # Bilinear with antialiasing: weights 3/8, 3/8 of the near, 1/8 of the far half.
     assert square[0, :, 0].tolist() == pytest.approx([114, 186], abs=2)
@@ -304,7 +308,7 @@ def test_a_bad_folder_is_named(
     """Each fault of a folder gives one message with place and remedy."""
     damage(root)
     with pytest.raises(InputError, match=expected):
-        data.prepare(_folder_config(root))
+        preparation.prepare(_folder_config(root))
 
 
 def test_oblong_images_need_a_size(tmp_path: Path) -> None:
@@ -325,13 +329,13 @@ def test_corrupt_images_are_left_out_and_named(
     whole = (root / "train/dog/x.jpg").read_bytes()
     (root / "train/dog/x.jpg").write_bytes(whole[: len(whole) - 40])
     (root / "test/cat/00.png").write_text("no image")
-    info = data.prepare(_folder_config(root)).info
+    info = preparation.prepare(_folder_config(root)).info
     assert set(info.corrupt_files) == {"train/dog/x.jpg", "test/cat/00.png"}
     assert info.num_test == 5 and info.num_train + info.num_val == 30
     assert "2 corrupt image(s) left out" in caplog.text
     assert "train/dog/x.jpg: " in caplog.text
     # Named again where the images come from the cache.
-    assert data.prepare(_folder_config(root)).info == info
+    assert preparation.prepare(_folder_config(root)).info == info
 
 
 def test_an_unknown_data_set_lists_the_known() -> None:
@@ -389,7 +393,7 @@ def test_cifar_reads_downloaded_files(
 ) -> None:
     """CIFAR's batches become images of height, width, channel, with class names."""
     first = _lay_out_cifar(class_name, root=tmp_path, monkeypatch=monkeypatch)
-    prepared = data.prepare(DataConfig(name=name, root=str(tmp_path)))
+    prepared = preparation.prepare(DataConfig(name=name, root=str(tmp_path)))
     info = prepared.info
     assert (info.num_train + info.num_val, info.num_test) == (num_train, 10)
     assert (info.in_channels, info.image_size) == (3, 32)
@@ -421,7 +425,7 @@ def test_fashion_mnist_reads_downloaded_files(
         digest = hashlib.md5((folder / file).read_bytes()).hexdigest()
         resources.append((file, digest))
     monkeypatch.setattr(FashionMNIST, "resources", resources)
-    prepared = data.prepare(DataConfig(name="fashion_mnist", root=str(tmp_path)))
+    prepared = preparation.prepare(DataConfig(name="fashion_mnist", root=str(tmp_path)))
     info = prepared.info
     assert (info.num_train, info.num_val, info.num_test) == (10, 10, 10)
     assert (info.in_channels, info.image_size) == (1, 28)
@@ -448,7 +452,7 @@ def test_svhn_reads_downloaded_files(
         digest = hashlib.md5((tmp_path / file).read_bytes()).hexdigest()
         files[split] = ["http://nowhere.invalid", file, digest]
     monkeypatch.setattr(SVHN, "split_list", files)
-    prepared = data.prepare(DataConfig(name="svhn", root=str(tmp_path)))
+    prepared = preparation.prepare(DataConfig(name="svhn", root=str(tmp_path)))
     assert prepared.info.num_classes == 10
     test = data.load(prepared.folder, device=CPU).test
     assert test.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
@@ -473,7 +477,7 @@ def test_offline_names_the_files_to_put(
 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     with pytest.raises(InputError, match=expected) as caught:
-        data.prepare(DataConfig(name=name))
+        preparation.prepare(DataConfig(name=name))
     assert "no route to host" in str(caught.value)
     assert 'data.name = "imagefolder"' in str(caught.value)
 
@@ -483,13 +487,13 @@ def test_offline_names_the_files_to_put(
 
 def _count_decodes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     decodes: list[int] = []
-    decode = images._decode_files
+    decode = folders._decode_files
 
     def counted(*args: Any, **kwargs: Any) -> Any:
         decodes.append(1)
         return decode(*args, **kwargs)
 
-    monkeypatch.setattr(images, "_decode_files", counted)
+    monkeypatch.setattr(folders, "_decode_files", counted)
     return decodes
 
 
@@ -498,8 +502,9 @@ def test_a_data_set_is_decoded_once(
 ) -> None:
     """The cache serves the same images; augmentation does not ask for new ones."""
     decodes = _count_decodes(monkeypatch)
-    first = data.prepare(_folder_config(root))
-    assert data.prepare(_folder_config(root, crop_padding=0, flip=False)) == first
+    first = preparation.prepare(_folder_config(root))
+    other = preparation.prepare(_folder_config(root, crop_padding=0, flip=False))
+    assert (other.info, other.folder) == (first.info, first.folder)
     assert len(decodes) == 1
 
 
@@ -508,12 +513,12 @@ def test_changed_files_and_settings_decode_again(
 ) -> None:
     """A file touched, a file more and another image size each make a new set."""
     decodes = _count_decodes(monkeypatch)
-    prepared = [data.prepare(_folder_config(root))]
+    prepared = [preparation.prepare(_folder_config(root))]
     os.utime(root / "train/cat/00.png", ns=(1, 1))
-    prepared.append(data.prepare(_folder_config(root)))
+    prepared.append(preparation.prepare(_folder_config(root)))
     _write_image(root / "train/cat/new.png")
-    prepared.append(data.prepare(_folder_config(root)))
-    prepared.append(data.prepare(_folder_config(root, image_size=3)))
+    prepared.append(preparation.prepare(_folder_config(root)))
+    prepared.append(preparation.prepare(_folder_config(root, image_size=3)))
     assert len(decodes) == 4
     assert len({one.folder for one in prepared}) == 4
     checksums = [one.info.checksum for one in prepared]
@@ -537,12 +542,12 @@ def test_a_damaged_cache_is_rebuilt(
     root: Path, damage: Callable[[Path], object], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Lost, torn or changed files of the cache are noticed and decoded again."""
-    first = data.prepare(_folder_config(root))
+    first = preparation.prepare(_folder_config(root))
     damage(first.folder)
-    assert data.prepare(_folder_config(root)) == first
+    assert preparation.prepare(_folder_config(root)) == first
     assert "is damaged" in caplog.text
     caplog.clear()
-    assert data.prepare(_folder_config(root)) == first
+    assert preparation.prepare(_folder_config(root)) == first
     assert not caplog.text
 
 
@@ -554,18 +559,18 @@ def _flip_last_byte(path: Path) -> None:
 
 def test_leftovers_of_a_killed_build_do_no_harm(root: Path) -> None:
     """What a killed process left half built is removed by the next one."""
-    first = data.prepare(_folder_config(root))
+    first = preparation.prepare(_folder_config(root))
     building = first.folder.with_name(f".{first.folder.name}.building")
     first.folder.rename(building)
     (building / "meta.json").unlink()
-    assert data.prepare(_folder_config(root)) == first
+    assert preparation.prepare(_folder_config(root)) == first
     assert not building.exists()
 
 
 def _prepare_elsewhere(root: Path, start: Any, results: Any) -> None:
     start.wait()
     told: list[int] = []
-    info = data.prepare(
+    info = preparation.prepare(
         _folder_config(root), on_progress=lambda done, total: told.append(done)
     ).info
     results.put((info.checksum, len(told)))
@@ -731,7 +736,7 @@ def test_the_last_partial_batch_is_dropped_unless_alone(
     root: Path, batch_size: int, sizes: list[int]
 ) -> None:
     """An epoch has whole batches in drawn order; a set below a batch goes whole."""
-    loaded = data.load(data.prepare(_folder_config(root)).folder, device=CPU)
+    loaded = data.load(preparation.prepare(_folder_config(root)).folder, device=CPU)
     draws = data.draw_epoch(
         27, crop_padding=1, flip=True, generator=data.epoch_generator(0, epoch=1)
     )
@@ -747,7 +752,7 @@ def test_the_last_partial_batch_is_dropped_unless_alone(
 
 def test_evaluation_sees_every_image_once_unchanged(root: Path) -> None:
     """Evaluation batches cover a split in order, the last one smaller."""
-    loaded = data.load(data.prepare(_folder_config(root)).folder, device=CPU)
+    loaded = data.load(preparation.prepare(_folder_config(root)).folder, device=CPU)
     batches = list(
         data.eval_batches(loaded.test, mean=loaded.mean, std=loaded.std, batch_size=4)
     )

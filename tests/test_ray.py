@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import studies
-from resnext_ablate import data, records
+from resnext_ablate import preparation, records
 from resnext_ablate.config import StudyConfig, load_study
 from resnext_ablate.execution import Job
 from resnext_ablate.names import parse_spec
@@ -42,7 +42,7 @@ def test_relay_brings_back_the_run_file_and_leaves_nothing(study: StudyConfig) -
 
     What the scheduler's machine calls folders and devices means nothing to a node.
     """
-    prepared = data.prepare(study.data)
+    prepared = preparation.prepare(study.data)
     relay = Relay(study.model_dump_json(), prepared.info.checksum)
     assert read(relay)[0]["event"] == "ready"
     spec = parse_spec("resnet11-t8-in1")
@@ -76,7 +76,7 @@ def test_node_with_other_images_is_refused(study: StudyConfig) -> None:
     relay = Relay(study.model_dump_json(), "0" * 64)
     assert relay.read() is None
     reason, by_signal, _ = relay.ending()
-    own = data.prepare(study.data).info.checksum[:12]
+    own = preparation.prepare(study.data).info.checksum[:12]
     assert f"has other images (checksum {own}, not 000000000000)" in reason
     assert not by_signal
 

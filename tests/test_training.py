@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnext_ablate import data, hardware, optimization, training
+from resnext_ablate import data, hardware, optimization, preparation, training
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import DataInfo, Dataset, Split
 from resnext_ablate.layers import conv_key
@@ -44,7 +44,7 @@ def one_thread() -> Any:
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path_factory.mktemp("cache")))
-        return data.load(data.prepare(PLAIN).folder, device=CPU)
+        return data.load(preparation.prepare(PLAIN).folder, device=CPU)
 
 
 def _dataset(num_train: int = 40, *, num_eval: int = 12) -> Dataset:

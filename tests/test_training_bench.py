@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_cli import program
 
-from resnext_ablate import data
+from resnext_ablate import data, preparation
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.hardware import usable_cores
 from resnext_ablate.loops_page import loops_data, loops_figure
@@ -115,7 +115,7 @@ def test_chart_says_what_the_ratio_is() -> None:
 
 def test_reference_loops_learn() -> None:
     """The baseline is no straw man: it learns digits in either precision."""
-    dataset = data.load(data.prepare(DIGITS).folder, device=torch.device("cpu"))
+    dataset = data.load(preparation.prepare(DIGITS).folder, device=torch.device("cpu"))
     for mixed in (False, True):
         times = train_plainly(
             parse_spec("resnet11-t8-in1"),
@@ -134,7 +134,7 @@ def test_reference_loops_learn() -> None:
 
 def test_every_loop_has_the_same_images() -> None:
     """The subset depends on its size alone."""
-    dataset = data.load(data.prepare(DIGITS).folder, device=torch.device("cpu"))
+    dataset = data.load(preparation.prepare(DIGITS).folder, device=torch.device("cpu"))
     one, other = _subset(dataset, 300), _subset(replace(dataset), 300)
     assert torch.equal(one.train.images, other.train.images)
     assert (len(one.train.labels), len(one.val.labels)) == (300, 30)
