@@ -57,12 +57,12 @@ def shortcuts_removed(nets: pd.DataFrame) -> tuple[Contrast, ...]:
     c = _only(nets[~plain & ~without], "of cardinality with shortcuts")
     d = _only(nets[~plain & without], "of cardinality without shortcuts")
     return (
-        Contrast("ResNet without shortcuts less with", {b: 1, a: -1}, 1),
-        Contrast("ResNeXt without shortcuts less with", {d: 1, c: -1}, 1),
+        Contrast("ResNet, without minus with shortcuts", {b: 1, a: -1}, 1),
+        Contrast("ResNeXt, without minus with shortcuts", {d: 1, c: -1}, 1),
         Contrast(
-            "what ResNeXt loses less what ResNet loses", {d: 1, c: -1, b: -1, a: 1}, -1
+            "loss of ResNeXt minus loss of ResNet", {d: 1, c: -1, b: -1, a: 1}, -1
         ),
-        Contrast("without: ResNeXt less ResNet", {d: 1, b: -1}, -1),
+        Contrast("without shortcuts, ResNeXt minus ResNet", {d: 1, b: -1}, -1),
     )
 
 
@@ -87,7 +87,7 @@ def curves_of_size(nets: pd.DataFrame) -> tuple[Contrast, ...]:
         for other, share in zip(wide["variant"], shares, strict=True):
             weights[other] -= share / inside.sum()
     used = {variant: weight for variant, weight in weights.items() if weight}
-    label = f"cardinality less width, mean over {inside.sum()} sizes"
+    label = f"cardinality minus width, mean over {inside.sum()} sizes"
     return (Contrast(label, used, -1),)
 
 
@@ -138,4 +138,4 @@ def _only(nets: pd.DataFrame, what: str) -> str:
 
 def _less(first: str, second: str) -> Contrast:
     """That the first of two nets has the lower error."""
-    return Contrast(f"{first} less {second}", {first: 1, second: -1}, -1)
+    return Contrast(f"{first} minus {second}", {first: 1, second: -1}, -1)

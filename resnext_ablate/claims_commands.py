@@ -27,7 +27,8 @@ def reproduce(
         list[str] | None,
         typer.Argument(
             metavar="[CLAIM]... [KEY=VALUE]...",
-            help="Claims such as S1, and overrides of their studies; none: lists them.",
+            help="Claims such as S1, or all, and overrides of their studies; none: "
+            "lists them.",
             show_default=False,
         ),
     ] = None,
@@ -54,6 +55,8 @@ def reproduce(
 
     given = claims or []
     keys = list(dict.fromkeys(one for one in given if "=" not in one))
+    if keys == ["all"]:
+        keys = [claim.key for claim in known.CLAIMS]
     overrides = [one for one in given if "=" in one]
     if not keys:
         if overrides or png:
@@ -177,20 +180,16 @@ def _is_complete(
 
     Then nothing is prepared, and neither images nor torch are needed.
     """
-    from resnext_ablate import records
+    from resnext_ablate import records, study_file
     from resnext_ablate.config import differences, load_study
 
     folder = results / config.name
-    if not (folder / records.PLAN_FILE).exists():
+    if config.run.seeds == "adaptive" or not (folder / records.PLAN_FILE).exists():
         return False
     earlier = load_study(folder / records.STUDY_FILE)
-    settled = [
-        key
-        for key in ("precision", "kernels", "conv_forms")
-        if getattr(config.train, key) == "auto"
-    ]
+    values = dict(study_file.flat(config.model_dump(mode="json")))
     free = ["question", "report", "data.root", *_of_runs(config)]
-    free += [f"train.{key}" for key in settled]
+    free += [key for key, value in values.items() if value == "auto"]
     if not any(one.startswith("data.name=") for one in overrides):
         free.append("data.name")
     if differences(earlier, config, may_change=free):

@@ -41,7 +41,7 @@ _COLUMNS = (
 _SHOWN = (
     Column("claim", "claim", "text"),
     Column("statement_text", "statement", "text"),
-    Column("label", "number (differences of mean errors in points)", "text"),
+    Column("label", "number (points of mean error)", "text"),
     Column("paper_text", "paper", "text"),
     Column("ours_text", "here, 95 % interval", "text"),
     Column("runs_text", "runs of each net", "text"),

@@ -153,7 +153,7 @@ def compare_pairs(
             for estimate, pair in zip(pooled, pairs, strict=True)
         )
     own = [sample.own(*pair) for pair in pairs]
-    if not sample.paired and not _spreads_agree(sample.groups):
+    if not sample.paired and not spreads_agree(sample.groups):
         return _each_alone(sample, pairs=pairs, own=own, margin=margin, look=look)
     estimates = _Estimates(tuple(pooled), tuple(own))
     return _both(
@@ -170,7 +170,7 @@ def seeds_correlate(table: Floats) -> bool:
     num_variants, num_seeds = table.shape
     by_seed = table.mean(axis=0)
     between = num_variants * float(by_seed.var(ddof=1))
-    within = _residual_sd(table) ** 2
+    within = residual_sd(table) ** 2
     if within == 0:
         return False  # Nothing is left to judge a difference by.
     df = num_seeds - 1, (num_variants - 1) * (num_seeds - 1)
@@ -194,13 +194,13 @@ def _sample(
     )
     if paired:
         df = (len(groups) - 1) * (len(seeds) - 1)
-        return _Sample(tuple(table), True, _residual_sd(table), df)
+        return _Sample(tuple(table), True, residual_sd(table), df)
     arrays = (*(np.array(list(group.values())) for group in groups), *beside)
     df = sum(len(array) - 1 for array in arrays)
     return _Sample(arrays, False, pooled_sd(arrays), df)
 
 
-def _residual_sd(table: Floats) -> float:
+def residual_sd(table: Floats) -> float:
     """What variant and seed leave unexplained in a (variants, seeds) table."""
     centred = table - table.mean(axis=1, keepdims=True)
     residuals = centred - centred.mean(axis=0)
@@ -347,7 +347,7 @@ def _larger(by_family: float, by_pair: float, look: Look) -> float:
     return min(1.0, ALPHA / look.level * PRICE_OF_CHOICE * larger)
 
 
-def _spreads_agree(groups: Sequence[Floats]) -> bool:
+def spreads_agree(groups: Sequence[Floats]) -> bool:
     """Bartlett's test; groups of equal values say nothing about the spread."""
     varied = [group for group in groups if spread(group) > 0]
     if len(varied) < 2:

@@ -60,7 +60,7 @@ def effects_figure(data: EffectsData) -> go.Figure:
         hovertemplate="paper %{x:+.2f}<extra></extra>",
     )
     figure.update_layout(
-        xaxis={"title": {"text": "difference of mean errors (points)"}},
+        xaxis={"title": {"text": "points of error"}},
         yaxis={
             "tickmode": "array",
             "tickvals": places,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from resnext_ablate.checks import DIFFERENCE, Check
 from resnext_ablate.complexity import complexity
+from resnext_ablate.hardware import one_thread
 from resnext_ablate.model import ResNeXt, build, convert_form
 from resnext_ablate.names import parse_spec
 from resnext_ablate.shapes import BlockForm
@@ -27,7 +28,8 @@ def form_checks(names: Sequence[str]) -> tuple[Check, ...]:
     Args:
         names: of nets in form (c).
     """
-    return tuple(check for name in names for check in _checks(name))
+    with one_thread():  # Many small convolutions: threads would only wait.
+        return tuple(check for name in names for check in _checks(name))
 
 
 def _checks(name: str) -> Iterator[Check]:

@@ -70,8 +70,8 @@ ROOMS: dict[str, set[str]] = {
     "blocks": {"layers"},
     "model": {"blocks", "layers", "names"},
     "interop": {"model"},
-    "form_check": {"checks", "complexity", "model", "names"},
     "hardware": set(),
+    "form_check": {"checks", "complexity", "hardware", "model", "names"},
     "images": set(),
     "folders": {"data_config", "hardware", "images"},
     "sources": {"data_config", "folders", "images"},
@@ -425,6 +425,7 @@ ROOMS: dict[str, set[str]] = {
         "records",
         "results_commands",
         "study_commands",
+        "study_file",
         "terminal",
     },
     "cli": {

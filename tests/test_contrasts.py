@@ -95,7 +95,7 @@ def test_several_contrasts_widen_each_interval() -> None:
     (alone,) = estimate(errors, contrasts=[PAIR])
     among, _, _ = estimate(errors, contrasts=[PAIR, DOUBLE, DOUBLE])
     assert among.points == alone.points
-    assert among.high - among.low > 1.2 * (alone.high - alone.low)
+    assert among.low < alone.low < alone.high < among.high
 
 
 def test_claim_holds_where_all_of_it_does() -> None:
@@ -148,6 +148,18 @@ def test_equal_variants_are_seldom_told_apart(num_seeds: int, shared_sd: float) 
     )
     decided = [any(one.verdict != "undecided" for one in claim) for claim in found]
     assert np.mean(decided) <= 0.05 + 3 * 0.006
+
+
+def test_variant_that_scatters_more_gains_little() -> None:
+    """Beside small spreads of others, 4 claims of 100 too many at most, at 3 seeds."""
+    rng = np.random.default_rng(8)
+    decided = []
+    for _ in range(1500):
+        errors = drawn(dict.fromkeys("abcd", 6.0), num_seeds=3, rng=rng)
+        errors["b"] = {seed: 6 + 5 * (x - 6) for seed, x in errors["b"].items()}
+        (found,) = estimate(errors, contrasts=[PAIR])
+        decided.append(found.verdict != "undecided")
+    assert np.mean(decided) <= 0.09
 
 
 def test_intervals_hold_the_truth_and_power_is_what_was_promised() -> None:
