@@ -23,11 +23,14 @@ Cause = Literal[
     "terminated",  # its executor was asked to end by a signal
     "hung",  # its executor gave no sign of life
     "out_of_memory",
+    "crowded",  # memory ran out for several seeds as one net
     "interrupted",  # the study was asked to stop
     "scheduler_died",
 ]
-NOT_COUNTED: tuple[Cause, ...] = ("interrupted", "scheduler_died")
-"""Causes that end a study, not a run: a person goes on with it or does not."""
+_ENDED_STUDY: tuple[Cause, ...] = ("interrupted", "scheduler_died")
+NOT_COUNTED: tuple[Cause, ...] = (*_ENDED_STUDY, "crowded")
+"""Causes that end a study, not a run: a person goes on with it or does not. And one
+that says nothing of the run alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,13 @@ class Tally:
 
     def next_number(self, cell: str) -> int:
         return self._last.get(cell, 0) + 1
+
+    def has_faults(self, cell: str) -> bool:
+        """Whether an attempt ended for a cause that is not the study's end."""
+        return any(
+            count and cause not in _ENDED_STUDY
+            for cause, count in self._causes[cell].items()
+        )
 
     def count(self, cell: str, *, cause: Cause) -> int:
         """Attempts that ended so since the run was last given up."""

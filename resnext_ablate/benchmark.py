@@ -42,6 +42,7 @@ from resnext_ablate.learner import Learner, evaluator, new_learner, update
 from resnext_ablate.peaks import clock, measure_peaks, timed_s
 from resnext_ablate.roofline import training_floor_s
 from resnext_ablate.spec import MeasuringError, ResNeXtSpec, spec_from_dict
+from resnext_ablate.together import joint_batch
 
 _WARM_UP_ROUNDS = 3
 _MAX_ROUNDS = 101
@@ -187,7 +188,7 @@ class _Bench:
             mean=moments[0],
             std=moments[1],
         )
-        return Batch(images, self.labels)
+        return joint_batch([Batch(images, self.labels)])
 
 
 def _with_forms(
@@ -208,7 +209,7 @@ def _bench(spec: ResNeXtSpec, *, setup: Setup, device: torch.device) -> _Bench:
     count, side = setup.train.batch_size, setup.image_size
     learner = new_learner(
         spec,
-        generator=generator,
+        generators=[generator],
         config=setup.train,
         image_size=side,
         device=device,
@@ -226,7 +227,7 @@ def _bench(spec: ResNeXtSpec, *, setup: Setup, device: torch.device) -> _Bench:
         draws=EpochDraws(
             *(one.to(device) for one in (draws.order, draws.shift, draws.mirrored))
         ),
-        wrong=torch.zeros((), dtype=torch.int64, device=device),
+        wrong=torch.zeros(1, dtype=torch.int64, device=device),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels, fork
+from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels, apart, fork
 from resnext_ablate.shapes import Block, Conv, Norm
 
 
@@ -91,19 +91,26 @@ class ResidualBlock(nn.Module):
         """(a) sums what the branches put out, (b) concatenates it."""
         outs: list[Tensor] = [branch(features) for branch in self.branches]
         if self.block.form == "b":
-            return torch.cat(outs, dim=1)
+            return self._of_each(outs).flatten(1, 2)
         total = outs[0]
         for out in outs[1:]:
             total = total + out
         return total
+
+    def _of_each(self, outs: list[Tensor]) -> Tensor:
+        """What branches put out, concatenated for each seed: (N, copies, C, H, W)."""
+        return torch.cat([apart(out, self.block.copies) for out in outs], dim=2)
 
     def _shortcut(self, features: Tensor) -> tuple[Tensor, nn.BatchNorm2d | None]:
         """What is to be added, and the batch norm that it still needs."""
         if not self.block.projection:
             # From the last dimension on, (before, after) each: W, H, then the channels.
             added = self.block.out_channels - self.block.in_channels
-            padding = (0, 0, 0, 0, 0, added)
-            return functional.pad(features, padding) if added else features, None
+            if not added:
+                return features, None
+            padding = (0, 0, 0, 0, 0, added // self.block.copies)
+            own = apart(features, self.block.copies)
+            return functional.pad(own, padding).flatten(1, 2), None
         conv, *norms = self._projection()
         assert isinstance(conv, Conv2d)
         is_product = conv.form == "matmul"

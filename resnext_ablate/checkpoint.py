@@ -14,6 +14,7 @@ import hashlib
 import io
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,17 +109,26 @@ class Keeper:
 
     def load(self) -> Checkpoint | None:
         """The newest checkpoint that is whole and of this run; None where none is."""
+        (kept,) = load_together([self])
+        return kept
+
+    def names(self) -> list[str]:
+        """Of the checkpoints that are there, the newest first."""
         for litter in self._folder.glob(".*"):  # Of a process killed while it wrote.
             litter.unlink()
-        for path in self._newest_first():
-            try:
-                return self._read(path)
-            except Exception as error:  # torch.load raises almost anything.
-                if is_out_of_memory(error):
-                    raise
-                _logger.warning("%s is passed over: %s", path, error)
-                _remove(path)
-        return None
+        return [path.name for path in self._newest_first()]
+
+    def read(self, name: str) -> Checkpoint | None:
+        """A checkpoint; None, and it goes, where it is not whole and of this run."""
+        path = self._folder / name
+        try:
+            return self._read(path)
+        except Exception as error:  # torch.load raises almost anything.
+            if is_out_of_memory(error):
+                raise
+            _logger.warning("%s is passed over: %s", path, error)
+            _remove(path)
+            return None
 
     def _read(self, path: Path) -> Checkpoint:
         content = path.read_bytes()
@@ -134,6 +144,20 @@ class Keeper:
 
     def _newest_first(self) -> list[Path]:
         return sorted(self._folder.glob("[0-9]*.pt"), reverse=True)
+
+
+def load_together(keepers: Sequence[Keeper]) -> tuple[Checkpoint | None, ...]:
+    """The newest checkpoints of the same step, one of each keeper; else all None.
+
+    A kill while seeds that train together are saved leaves them a step apart, and the
+    step before with all.
+    """
+    shared = set.intersection(*(set(keeper.names()) for keeper in keepers))
+    for name in sorted(shared, reverse=True):
+        found = tuple(keeper.read(name) for keeper in keepers)
+        if None not in found:
+            return found
+    return (None,) * len(keepers)
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

@@ -185,6 +185,10 @@ class RunConfig(_Part):
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     deterministic: bool = True
     """The same seed gives the same numbers on the same hardware."""
+    fuse_seeds: int = Field(default=1, ge=1, le=64)
+    """How many seeds of a variant are trained as one net with as many times the groups.
+    Each is the run that it would be alone, up to rounding, in less time where batches
+    and nets are small; after a fault they go on one by one."""
     max_attempts: int = Field(default=3, ge=1)
     """How often a run is tried that ends for the same cause: its executor dies, hangs
     or is terminated, or memory runs out (each time in half as large micro-batches)."""
@@ -219,6 +223,11 @@ class RunConfig(_Part):
         if self.engine != "local" and self.executors == "auto":
             raise ValueError(
                 f'engine = "{self.engine}" needs executors = N: those without room wait'
+            )
+        if self.engine == "slurm" and self.fuse_seeds > 1:
+            raise ValueError(
+                'fuse_seeds needs engine = "local" or "ray": a Slurm job hands back '
+                "one run at a time; set fuse_seeds = 1"
             )
         if self.ray_address is not None and self.engine != "ray":
             raise ValueError('ray_address needs engine = "ray"')
@@ -269,6 +278,12 @@ class RunConfig(_Part):
             return tuple(range(self.max_seeds))
         return tuple(range(self.seeds)) if isinstance(self.seeds, int) else self.seeds
 
+    def fused_counts(self) -> tuple[int, ...]:
+        """How many seeds are one net: 1 after a fault, all, and what is left of all."""
+        count = len(self.seed_list())
+        fused = min(count, self.fuse_seeds)
+        return tuple(sorted({1, fused, count % fused or 1}))
+
 
 class ReportConfig(_Part):
     """What the report adds to the results."""
@@ -302,6 +317,11 @@ class StudyConfig(_Part):
     @model_validator(mode="after")
     def _kind_has_its_part(self) -> Self:
         if self.kind == "search":
+            if self.run.fuse_seeds > 1:
+                raise ValueError(
+                    'run.fuse_seeds needs kind = "ablation": a search tries the seeds '
+                    "of a net in turn; set run.fuse_seeds = 1"
+                )
             if self.search is None:
                 raise ValueError('kind = "search" needs a [search] part with its axes')
             if self.run.seeds == "adaptive":

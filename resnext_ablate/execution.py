@@ -50,8 +50,17 @@ Event = Literal[
 
 
 @dataclass(frozen=True, kw_only=True)
+class Seat:
+    """A further seed of a job's net, to be trained as one net with it."""
+
+    cell: str
+    seed: int
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that an executor needs to know of one run."""
+    """All that an executor needs to know of one run, or of several seeds as one net."""
 
     cell: str
     variant: str
@@ -69,6 +78,20 @@ class Job:
     num_micro_batches: int
     wait_after: tuple[int, ...] = ()
     """Epochs after which the executor waits for word whether to go on."""
+    beside: tuple[Seat, ...] = ()
+
+    @property
+    def each(self) -> tuple[Job, ...]:
+        """A job for each seed: each has messages, a run file and checkpoints."""
+        own = dataclasses.replace(self, beside=())
+        others = (dataclasses.asdict(seat) for seat in self.beside)
+        return (own, *(dataclasses.replace(own, **values) for values in others))
+
+
+def job_from(values: dict[str, Any]) -> Job:
+    """A job as it came in a line."""
+    beside = tuple(Seat(**seat) for seat in values.pop("beside"))
+    return Job(**values, beside=beside)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import IO
@@ -32,33 +33,17 @@ from resnext_ablate import data, records, streaming, training
 from resnext_ablate.checkpoint import Keeper
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.endings import NonFiniteLossError, RunStoppedError, die_with_parent
-from resnext_ablate.execution import Event, Job
+from resnext_ablate.execution import Event, Job, job_from
 from resnext_ablate.hardware import is_out_of_memory
 from resnext_ablate.peaks import known_peaks, roofline_pct
-from resnext_ablate.records import EpochRecord, RunRecord
+from resnext_ablate.records import EpochRecord, RunRecord, RunState
 from resnext_ablate.roofline import Peaks
-from resnext_ablate.spec import ResNeXtSpec, spec_from_dict
+from resnext_ablate.spec import spec_from_dict
+from resnext_ablate.training_state import RunResult, Seed
 
 _ALIVE_EVERY_S = 1.0
 
 _logger = logging.getLogger(__name__)
-
-
-def _begun(job: Job, *, config: StudyConfig, data_checksum: str) -> RunRecord:
-    """A run's record as it begins; should it never be heard of again, it failed."""
-    return RunRecord(
-        cell=job.cell,
-        variant=job.variant,
-        seed=job.seed,
-        state="failed",
-        reason="",
-        device=job.device,
-        precision=config.train.precision,
-        data_checksum=data_checksum,
-        started_at=datetime.now(UTC).isoformat(timespec="seconds"),
-        environment=job.environment,
-        num_micro_batches=job.num_micro_batches,
-    )
 
 
 class _Pruned(Exception):
@@ -69,96 +54,150 @@ def execute(
     job: Job,
     *,
     dataset: data.Feed,
-    on_epoch: Callable[[EpochRecord], None],
+    on_epoch: Callable[[Job, EpochRecord], None],
+    on_end: Callable[[Job, RunRecord], None],
     word: Callable[[Sequence[EpochRecord]], str],
     should_stop: Callable[[], bool],
-) -> RunRecord:
-    """Trains one job to its end, from its newest checkpoint on.
+) -> None:
+    """Trains the seeds of a job to their ends, from their newest checkpoint on.
 
     Args:
-        job, dataset: the run and its images, on its device.
-        on_epoch: told each epoch.
+        job, dataset: the runs and their images, on the device.
+        on_epoch: told each epoch, and by its own job which seed's.
+        on_end: told each run as it is over, likewise.
         word: asked after each of `job.wait_after`, with the epochs so far, whether to
             stop; the answer is why, or empty.
-        should_stop: asked between steps whether to hand the run back.
+        should_stop: asked between steps whether to hand the runs back.
 
     Raises:
-        RunStoppedError: `should_stop` said so; the run is saved.
+        RunStoppedError: `should_stop` said so; the runs are saved.
         MemoryError, RuntimeError: memory ran out, see `hardware.is_out_of_memory`.
         OSError: the disk is full, see `records.is_disk_full`.
     """
     config = StudyConfig.model_validate_json(job.config)
-    begun = _begun(job, config=config, data_checksum=dataset.info.checksum)
-    epochs: list[EpochRecord] = []
-
-    def keep(epoch: EpochRecord) -> None:
-        epochs.append(epoch)
-        on_epoch(epoch)
-        if epoch.epoch in job.wait_after and (reason := word(epochs)):
-            raise _Pruned(reason)
-
-    def ended(state: records.RunState, reason: str) -> RunRecord:
-        return replace(begun, state=state, reason=reason, epochs=tuple(epochs))
-
     spec, device = spec_from_dict(job.spec), torch.device(job.device)
     peaks = known_peaks(device, precision=config.train.precision)
+    own = partial(_Own, config=config, dataset=dataset, peaks=peaks, word=word)
+    runs = [
+        own(one, num_fused=len(job.each), say_epoch=on_epoch, say_end=on_end)
+        for one in job.each
+    ]
     try:
-        result = training.train(
+        training.train_together(
             spec,
             config=config.train,
             data_config=config.data,
             dataset=dataset,
-            seed=job.seed,
+            seeds=[one.seed() for one in runs],
             device=device,
             deterministic=config.run.deterministic,
-            on_epoch=keep,
-            keeper=_keeper(job, config=config, data_checksum=dataset.info.checksum),
             should_stop=should_stop,
             num_micro_batches=job.num_micro_batches,
         )
-    except (_Pruned, NonFiniteLossError) as end:
-        return ended("pruned" if isinstance(end, _Pruned) else "diverged", str(end))
+    except _Pruned as pruned:
+        runs[0].end("pruned", str(pruned))
     except Exception as error:  # One run's fault must not end the study.
         if _is_for_scheduler(error):
             raise
         _logger.exception("run %s of %s failed", job.cell, job.variant)
-        return ended("failed", f"{type(error).__name__}: {error}")
-    run = _completed(ended("complete", ""), result)
-    return _with_share(run, peaks, spec=spec, config=config, dataset=dataset)
+        for one in runs:
+            one.end("failed", f"{type(error).__name__}: {error}")
 
 
-def _with_share(
-    run: RunRecord,
-    peaks: Peaks,
-    *,
-    spec: ResNeXtSpec,
-    config: StudyConfig,
-    dataset: data.Feed,
-) -> RunRecord:
-    """The run with what it used of its device."""
-    assert run.images_per_s is not None
-    used_pct = roofline_pct(
-        spec,
-        images_per_s=run.images_per_s,
-        image_size=dataset.info.image_size,
-        batch_size=min(config.train.batch_size, dataset.num_images("train")),
-        peaks=peaks,
-    )
-    return replace(run, roofline_pct=used_pct)
+class _Own:
+    """One run of a job, from its first epoch to its record."""
 
+    def __init__(
+        self,
+        job: Job,
+        *,
+        config: StudyConfig,
+        dataset: data.Feed,
+        peaks: Peaks,
+        num_fused: int,
+        say_epoch: Callable[[Job, EpochRecord], None],
+        say_end: Callable[[Job, RunRecord], None],
+        word: Callable[[Sequence[EpochRecord]], str],
+    ) -> None:
+        self._job = job
+        self._config = config
+        self._dataset = dataset
+        self._peaks = peaks
+        self._say_epoch = say_epoch
+        self._say_end = say_end
+        self._word = word
+        self._num_fused = num_fused
+        self._epochs: list[EpochRecord] = []
+        self._is_over = False
+        self._begun_at = datetime.now(UTC).isoformat(timespec="seconds")
 
-def _completed(run: RunRecord, result: training.RunResult) -> RunRecord:
-    return replace(
-        run,
-        test_loss=result.test_loss,
-        test_error_pct=result.test_error_pct,
-        correct_bits=records.pack_bits(result.correct),
-        train_time_s=result.train_time_s,
-        images_per_s=result.images_per_s,
-        peak_memory_mib=result.peak_memory_mib,
-        device=result.device,
-        precision=result.precision,
-    )
+    def seed(self) -> Seed:
+        """The run as training knows it."""
+        checksum = self._dataset.info.checksum
+        return Seed(
+            seed=self._job.seed,
+            on_epoch=self._keep,
+            on_end=self._take,
+            keeper=_keeper(self._job, config=self._config, data_checksum=checksum),
+        )
+
+    def end(self, state: RunState, reason: str) -> None:
+        """Ends the run without a result, unless it has ended before."""
+        self._end(self._record(state, reason))
+
+    def _keep(self, epoch: EpochRecord) -> None:
+        self._epochs.append(epoch)
+        self._say_epoch(self._job, epoch)
+        if epoch.epoch in self._job.wait_after and (reason := self._word(self._epochs)):
+            raise _Pruned(reason)
+
+    def _take(self, end: RunResult | NonFiniteLossError) -> None:
+        if isinstance(end, NonFiniteLossError):
+            return self.end("diverged", str(end))
+        batch_size = self._config.train.batch_size
+        used_pct = roofline_pct(
+            spec_from_dict(self._job.spec),
+            images_per_s=end.images_per_s,
+            image_size=self._dataset.info.image_size,
+            batch_size=min(batch_size, self._dataset.num_images("train")),
+            peaks=self._peaks,
+        )
+        self._end(
+            replace(
+                self._record("complete", ""),
+                test_loss=end.test_loss,
+                test_error_pct=end.test_error_pct,
+                correct_bits=records.pack_bits(end.correct),
+                train_time_s=end.train_time_s,
+                images_per_s=end.images_per_s,
+                roofline_pct=used_pct,
+                peak_memory_mib=end.peak_memory_mib,
+                device=end.device,
+                precision=end.precision,
+            )
+        )
+
+    def _end(self, record: RunRecord) -> None:
+        if not self._is_over:
+            self._say_end(self._job, record)
+            self._is_over = True
+
+    def _record(self, state: RunState, reason: str) -> RunRecord:
+        return RunRecord(
+            cell=self._job.cell,
+            variant=self._job.variant,
+            seed=self._job.seed,
+            state=state,
+            reason=reason,
+            device=self._job.device,
+            precision=self._config.train.precision,
+            data_checksum=self._dataset.info.checksum,
+            started_at=self._begun_at,
+            environment=self._job.environment,
+            epochs=tuple(self._epochs),
+            num_micro_batches=self._job.num_micro_batches,
+            num_fused=self._num_fused,
+        )
 
 
 def _is_for_scheduler(error: Exception) -> bool:
@@ -203,7 +242,7 @@ class _Inbox:
         for line in lines:
             values = json.loads(line)
             if job := values.get("job"):
-                self._jobs.put(Job(**job))
+                self._jobs.put(job_from(job))
             elif "stop_reason" in values:
                 self._words.put(values["stop_reason"])
             else:
@@ -242,9 +281,11 @@ class _Voice:
     def begin(self, job: Job) -> None:
         self._job = job
 
-    def say(self, event: Event, **values: object) -> None:
-        if self._job is not None:
-            values |= {"cell": self._job.cell, "attempt": self._job.attempt}
+    def say(self, event: Event, job: Job | None = None, **values: object) -> None:
+        """Says what is of one run of the job, or of its first."""
+        job = job or self._job
+        if job is not None:
+            values |= {"cell": job.cell, "attempt": job.attempt}
         self._said_at = time.monotonic()
         try:
             self._answers.write(json.dumps({"event": event, **values}) + "\n")
@@ -252,8 +293,8 @@ class _Voice:
         except BrokenPipeError:
             os._exit(0)  # The scheduler is gone; nothing here is to be recorded.
 
-    def say_epoch(self, epoch: EpochRecord) -> None:
-        self.say("epoch", epoch=dataclasses.asdict(epoch))
+    def say_epoch(self, job: Job, epoch: EpochRecord) -> None:
+        self.say("epoch", job, epoch=dataclasses.asdict(epoch))
 
     def say_alive(self) -> None:
         if time.monotonic() - self._said_at >= _ALIVE_EVERY_S:
@@ -285,7 +326,9 @@ def _do(
     voice: _Voice,
     inbox: _Inbox,
 ) -> None:
-    """Brings a job to its run file, or says why it has none."""
+    """Brings the runs of a job to their files, or says why they have none."""
+    folder = Path(job.study_folder)
+    open_jobs = {one.cell: one for one in job.each}
 
     def should_stop() -> bool:
         voice.say_alive()
@@ -295,25 +338,32 @@ def _do(
         voice.say("waiting", epochs=[dataclasses.asdict(epoch) for epoch in epochs])
         return inbox.word()
 
+    def end(one: Job, record: RunRecord) -> None:
+        records.write_run(record, folder)
+        records.remove_checkpoints(folder, one.cell)
+        del open_jobs[one.cell]
+        voice.say("finished", one)
+
+    event: Event
     try:
-        record = execute(
+        return execute(
             job,
             dataset=_dataset(job, held),
             on_epoch=voice.say_epoch,
+            on_end=end,
             word=word,
             should_stop=should_stop,
         )
-        records.write_run(record, Path(job.study_folder))
     except RunStoppedError as error:
-        return voice.say("stopped", reason=str(error))
+        event, reason = "stopped", str(error)
     except Exception as error:
         if not _is_for_scheduler(error):
             raise
         _logger.exception("run %s of %s is handed back", job.cell, job.variant)
-        event: Event = "disk_full" if records.is_disk_full(error) else "out_of_memory"
-        return voice.say(event, reason=str(error).partition("\n")[0])
-    records.remove_checkpoints(Path(job.study_folder), job.cell)
-    voice.say("finished")
+        event = "disk_full" if records.is_disk_full(error) else "out_of_memory"
+        reason = str(error).partition("\n")[0]
+    for one in open_jobs.values():
+        voice.say(event, one, reason=reason)
 
 
 def _dataset(job: Job, held: dict[tuple[str, str], data.Feed]) -> data.Feed:

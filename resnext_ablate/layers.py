@@ -105,6 +105,27 @@ class BatchNorm2d(nn.BatchNorm2d):
         return fused.norm_sum_relu(features, self, skip, skip_norm)
 
 
+class Head(nn.Linear):
+    """A linear layer as torch's, or one for each of several nets side by side.
+
+    Args:
+        in_features, out_features: of one net.
+        copies: how many nets; its weight and bias hold one after the other.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, copies: int = 1) -> None:
+        super().__init__(in_features, copies * out_features)
+        self.copies = copies
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float (N, copies * in_features) -> (N, copies * out_features)."""
+        if self.copies == 1:
+            return super().forward(features)
+        parts = (one.chunk(self.copies) for one in (self.weight, self.bias))
+        own = features.chunk(self.copies, dim=1)
+        return torch.cat([*map(functional.linear, own, *parts)], dim=1)
+
+
 class FoldedNorm2d(BatchNorm2d):
     """What stays of a batch norm that is folded into the convolution before it."""
 
@@ -120,6 +141,12 @@ def fork(features: Tensor, *, stride: int, kernels: Kernels) -> tuple[Tensor, Te
     from resnext_ablate import fused
 
     return fused.fork(features, stride=stride)
+
+
+def apart(features: Tensor, copies: int) -> Tensor:
+    """(N, copies * C, ...) -> (N, copies, C, ...): each net of several side by side."""
+    own: Tensor = torch.unflatten(features, 1, (copies, -1))
+    return own
 
 
 def merged_weight(weight: Tensor, *, groups: int, merged: int) -> Tensor:
@@ -143,9 +170,11 @@ def merged_weight(weight: Tensor, *, groups: int, merged: int) -> Tensor:
 def conv_key(conv: Conv) -> str:
     """Names a convolution's shape in a table of forms."""
     size = conv.kernel_size
+    # Groups of several seeds must not be merged across them, unlike those of one net.
+    seeds = f" seeds {conv.copies}" if conv.copies > 1 else ""
     return (
         f"{size}x{size} {conv.in_channels}-{conv.out_channels} groups {conv.groups} "
-        f"stride {conv.stride} side {conv.in_side}"
+        f"stride {conv.stride} side {conv.in_side}{seeds}"
     )
 
 
@@ -175,7 +204,9 @@ def settle(
 
 def _check_form(conv: Conv, form: str) -> None:
     _, merges, merged = form.rpartition("merge")
-    fits = conv.groups % int(merged) == 0 if merges else True
+    # Zeros times what is not finite would carry one seed's divergence to another.
+    groups = conv.groups // conv.copies
+    fits = groups % int(merged) == 0 if merges else True
     if form == "matmul":
         fits = conv.kernel_size == 1 and conv.groups == 1
     if not fits:

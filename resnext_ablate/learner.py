@@ -1,11 +1,12 @@
 """A net that learns: one training step, and one forward pass of evaluation.
 
-Both are what a study does and what `bench` measures.
+Both are what a study does and what `bench` measures. Several seeds may learn together,
+as one net: losses, errors and logits then have a place for each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,16 +16,17 @@ from torch import Tensor
 from resnext_ablate.config import TrainConfig
 from resnext_ablate.data import Batch, parts_of
 from resnext_ablate.hardware import Precision
-from resnext_ablate.layers import settle
+from resnext_ablate.layers import apart, settle
 from resnext_ablate.model import ResNeXt, build, for_evaluation
 from resnext_ablate.optimization import make_optimizer
 from resnext_ablate.spec import ResNeXtSpec
+from resnext_ablate.together import fuse, repeated
 from resnext_ablate.tuning import resolve_kernels, resolve_precision
 
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """A net with all that its steps need."""
+    """A net, or several seeds of it as one, with all that its steps need."""
 
     model: ResNeXt
     optimizer: torch.optim.SGD
@@ -38,7 +40,7 @@ class Learner:
 def new_learner(
     spec: ResNeXtSpec,
     *,
-    generator: torch.Generator,
+    generators: Sequence[torch.Generator],
     config: TrainConfig,
     image_size: int,
     device: torch.device,
@@ -48,19 +50,21 @@ def new_learner(
 
     Args:
         spec: the net.
-        generator: draws its weights, on the CPU.
+        generators: draw the weights of each seed, on the CPU.
         config: how to train. Precision and kernels "auto" are resolved here on their
             own; `conv_forms` "auto" means torch's, since a study times them.
         image_size: pixels of a side.
         device: where it trains.
         num_micro_batches: parts of each batch.
     """
-    model = build(spec, generator=generator).to(device)
+    nets = [build(spec, generator=generator) for generator in generators]
+    model = fuse(nets).to(device)
     kernels = resolve_kernels(
         config.kernels, device=device, channels_last=config.channels_last
     )
     forms = {} if config.conv_forms == "auto" else config.conv_forms
-    settle(model, spec.layout(image_size), kernels=kernels, forms=forms)
+    layout = spec.layout(image_size).times(len(nets))
+    settle(model, layout, kernels=kernels, forms=forms)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
     return Learner(
@@ -80,12 +84,12 @@ def update(
 
     Args:
         learner: its weights, statistics and optimizer change.
-        batch: augmented images, on its device.
+        batch: augmented images on its device, see `together.joint_batch`.
         learning_rate: of this step.
-        wrong: int64 () on the device; the batch's wrong answers are added.
+        wrong: int64 (K,) on the device; each seed's wrong answers are added.
 
     Returns:
-        The batch's mean loss as minimised, float32 () on the device.
+        Each seed's mean loss as minimised, float32 (K,) on the device.
     """
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate
@@ -97,22 +101,24 @@ def update(
         for part in parts_of(batch, count=learner.num_micro_batches)
     ]
     learner.optimizer.step()
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
+    return losses[0] if len(losses) == 1 else torch.stack(losses).sum(dim=0)
 
 
 def evaluator(learner: Learner) -> Callable[[Tensor], Tensor]:
     """The net as it is now, for evaluation; training goes on after `model.train()`.
 
     Returns:
-        What turns float images (N, C, H, W) into logits, float32 (N, num_classes).
+        What turns float images (N, C, H, W) into the logits of each seed, float32
+        (N, K, num_classes).
     """
     learner.optimizer.zero_grad()  # A copy of the net must not copy its gradients.
     model = for_evaluation(learner.model)
 
     def logits(images: Tensor) -> Tensor:
+        shown = _arranged(learner, repeated(images, count=learner.model.copies))
         with torch.inference_mode(), _autocast(learner):
-            answers: Tensor = model(_arranged(learner, images))
-        return answers.float()
+            answers: Tensor = model(shown)
+        return _of_each(learner, answers)
 
     return logits
 
@@ -120,19 +126,30 @@ def evaluator(learner: Learner) -> Callable[[Tensor], Tensor]:
 def _add_gradients(
     learner: Learner, batch: Batch, *, share: float, wrong: Tensor
 ) -> Tensor:
-    """Adds the gradients of a part of a batch; returns its share of the mean loss."""
+    """Adds the gradients of a part of a batch; returns its share of the mean losses."""
+    smoothing = learner.config.label_smoothing
     with _autocast(learner):
-        logits = learner.model(_arranged(learner, batch.images))
-        loss = F.cross_entropy(
-            logits.float(),
-            batch.labels,
-            label_smoothing=learner.config.label_smoothing,
-        )
+        answers = learner.model(_arranged(learner, batch.images))
+    logits = _of_each(learner, answers)
+    losses = torch.stack(
+        [
+            F.cross_entropy(own, labels, label_smoothing=smoothing)
+            for own, labels in zip(
+                logits.unbind(1), batch.labels.unbind(1), strict=True
+            )
+        ]
+    )
     if share < 1:
-        loss = loss * share
-    loss.backward()  # type: ignore[no-untyped-call]
-    wrong += (logits.detach().argmax(dim=1) != batch.labels).sum()
-    return loss.detach()
+        losses = losses * share
+    # The seeds share no weight: the gradient of the sum is that of each.
+    losses.sum().backward()  # type: ignore[no-untyped-call]
+    wrong += (logits.detach().argmax(dim=2) != batch.labels).sum(dim=0)
+    return losses.detach()
+
+
+def _of_each(learner: Learner, answers: Tensor) -> Tensor:
+    """(N, K * num_classes) -> float32 (N, K, num_classes)."""
+    return apart(answers.float(), learner.model.copies)
 
 
 def _arranged(learner: Learner, images: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from resnext_ablate.blocks import ResidualBlock, convolution, norm
-from resnext_ablate.layers import folded
+from resnext_ablate.layers import Head, folded
 from resnext_ablate.names import parse_spec
 from resnext_ablate.shapes import BlockForm, Conv, Layout, Norm
 from resnext_ablate.spec import InputError, ResNeXtSpec
@@ -29,13 +29,18 @@ class ResNeXt(nn.Module):
     """Stem, stages `layer1`, `layer2`, ..., global average pooling and head.
 
     Made by `build`, which draws the weights from a generator.
+
+    Args:
+        spec: the net.
+        copies: so many nets of the spec side by side in one, see `together`.
     """
 
-    def __init__(self, spec: ResNeXtSpec) -> None:
+    def __init__(self, spec: ResNeXtSpec, *, copies: int = 1) -> None:
         super().__init__()
         self.spec = spec
+        self.copies = copies
         # No weight depends on the image size: the smallest one will do.
-        layout = spec.layout(spec.total_stride)
+        layout = spec.layout(spec.total_stride).times(copies)
         self.conv1, self.bn1 = convolution(layout.stem), norm(layout.stem_norm)
         self.maxpool = _max_pool(layout)
         for stage, blocks in groupby(layout.blocks, key=lambda block: block.stage):
@@ -43,16 +48,17 @@ class ResNeXt(nn.Module):
         # Pre-activation blocks leave the last sum without batch norm and ReLU.
         self.norm = None if layout.last_norm is None else norm(layout.last_norm)
         self.avgpool = nn.AdaptiveAvgPool2d(1)
-        self.fc = nn.Linear(layout.head.in_features, layout.head.out_features)
+        self.fc = Head(layout.head.in_features, layout.head.out_features, copies=copies)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch.
 
         Args:
-            images: float (N, C, H, W), sides of at least `spec.total_stride` pixels.
+            images: float (N, copies * C, H, W), sides of at least `spec.total_stride`
+                pixels.
 
         Returns:
-            Float (N, num_classes), not normalised.
+            Float (N, copies * num_classes), not normalised.
         """
         features = self.bn1.relu(self.conv1(images))
         features = self.maxpool(features)
@@ -93,7 +99,7 @@ def build(
         InputError: the name does not parse.
     """
     spec = parse_spec(spec) if isinstance(spec, str) else spec
-    model = _with_tensors(replace(spec, block_form="c"), None)
+    model = with_tensors(replace(spec, block_form="c"), None)
     _initialise(model, generator)
     return convert_form(model, form=spec.block_form)
 
@@ -111,14 +117,15 @@ def convert_form(model: ResNeXt, *, form: BlockForm) -> ResNeXt:
     """
     spec = replace(model.spec, block_form=form)
     tensors = _in_form(model.state_dict(), model.spec, spec)
-    return _with_tensors(spec, tensors).train(model.training)
+    return with_tensors(spec, tensors).train(model.training)
 
 
 def for_evaluation(model: ResNeXt) -> nn.Module:
     """The net in eval mode; with fused kernels a copy whose batch norms are folded."""
     if model.bn1.kernels == "torch":
         return model.eval()
-    return folded(model, model.spec.layout(model.spec.total_stride))
+    layout = model.spec.layout(model.spec.total_stride)
+    return folded(model, layout.times(model.copies))
 
 
 def load_weights(model: ResNeXt, state_dict: Mapping[str, Any]) -> None:
@@ -181,10 +188,12 @@ def measure_fvcore(spec: ResNeXtSpec, *, image_size: int) -> FvcoreCount:
     )
 
 
-def _with_tensors(spec: ResNeXtSpec, tensors: Mapping[str, Tensor] | None) -> ResNeXt:
+def with_tensors(
+    spec: ResNeXtSpec, tensors: Mapping[str, Tensor] | None, *, copies: int = 1
+) -> ResNeXt:
     """The net around given tensors; without, around uninitialised ones on the CPU."""
     with torch.device("meta"):  # torch's own initialisation draws globally
-        model = ResNeXt(spec)
+        model = ResNeXt(spec, copies=copies)
     if tensors is None:
         # Not `to_empty`, which imports half a second of torch on its first call.
         on_meta = model.state_dict().items()

@@ -149,6 +149,9 @@ class RunRecord:
     num_micro_batches: int = 1
     """Parts of each batch whose gradients add up, where memory was short. Batch
     normalisation then sees parts, so that such runs do not compare with whole ones."""
+    num_fused: int = 1
+    """Seeds of the variant that were trained as one net, this one among them. Times are
+    this one's share; the peak memory is that of all."""
     test_loss: float | None = None
     test_error_pct: float | None = None
     correct_bits: str = ""

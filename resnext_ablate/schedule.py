@@ -7,10 +7,8 @@ import errno
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Protocol
 
 from resnext_ablate import attempts, records
 from resnext_ablate.attempts import AttemptRecord, Cause, Tally
@@ -21,10 +19,12 @@ from resnext_ablate.execution import (
     Executors,
     Job,
     Message,
+    Seat,
     refuse_other_versions,
 )
 from resnext_ablate.progress import EpochEnd, Pace, Progress, RunningRun
-from resnext_ablate.records import Cell, EpochRecord, Plan, RunRecord
+from resnext_ablate.records import Plan, RunRecord
+from resnext_ablate.seats import Attempt, Grower, of_executor, taken_on
 from resnext_ablate.spec import InputError
 from resnext_ablate.trials import Ledger
 
@@ -38,45 +38,6 @@ _LAST_WORD_S = 60.0
 """For a storage that does not answer, once all runs are done."""
 _PROGRESS_EVERY_S = 0.2
 _SMALLEST_MICRO_BATCH = 2  # Batch normalisation needs two values.
-
-
-@dataclass
-class _Attempt:
-    """A cell in the hands of an executor."""
-
-    cell: Cell
-    number: int
-    trial: int
-    since: float
-    last_sign: float
-    num_micro_batches: int
-    epoch: int = 0
-    val_error_pct: float | None = None
-    is_hung: bool = False
-
-
-class Grower(Protocol):
-    """What makes a plan grow while it is carried out: a search."""
-
-    @property
-    def plan(self) -> Plan:
-        """The plan so far, as its file has it."""
-
-    @property
-    def num_to_come(self) -> int:
-        """About how many runs are not in the plan yet."""
-
-    def next_cells(self) -> tuple[Cell, ...]:
-        """Adds to the plan what can start now; nothing where runs must end first."""
-
-    def wait_after(self, cell: Cell) -> tuple[int, ...]:
-        """Epochs after which a run waits for word."""
-
-    def stop_reason(self, cell: Cell, epochs: Sequence[EpochRecord]) -> str:
-        """Why a waiting run is to stop; empty where it goes on."""
-
-    def settle(self, run: RunRecord) -> None:
-        """Takes note of a finished run."""
 
 
 class Schedule:
@@ -110,7 +71,7 @@ class Schedule:
         self._todo = deque(cell for cell in plan.cells if cell.id not in runs)
         self._states = Counter(run.state for run in runs.values())
         self._tally = Tally(attempts.read_attempts(folder))
-        self._attempts: dict[int, _Attempt] = {}
+        self._attempts: dict[str, Attempt] = {}  # by cell
         self._idle: set[int] = set()
         self._dead: set[int] = set()
         self._starting: dict[int, float] = {}
@@ -184,20 +145,20 @@ class Schedule:
             self._end_hung(executors, now=now)
             self._tell_progress()
             return
-        attempt = self._attempts.get(message.executor)
-        if attempt is not None:
+        for attempt in self._in_hand(message.executor):
             attempt.last_sign = now
-        elif message.executor in self._starting:
+        if message.executor in self._starting:
             self._starting[message.executor] = now
         if now - asked_at > self._config.run.lease_s / 2:
             # This process was stopped itself: silence in that time says nothing.
             for other in self._attempts.values():
                 other.last_sign = now
-        self._handle(message, attempt, executors)
+        self._handle(message, executors)
 
-    def _handle(
-        self, message: Message, attempt: _Attempt | None, executors: Executors
-    ) -> None:
+    def _in_hand(self, index: int) -> list[Attempt]:
+        return of_executor(self._attempts.values(), index)
+
+    def _handle(self, message: Message, executors: Executors) -> None:
         index = message.executor
         if message.event == "ready":
             refuse_other_versions(message.versions or {})
@@ -209,8 +170,9 @@ class Schedule:
             self._idle.discard(index)
             self._dead.add(index)
             return self._bury(message)
-        if attempt is None or (message.cell, message.attempt) != (
-            attempt.cell.id,
+        attempt = self._attempts.get(message.cell or "")
+        if attempt is None or (index, message.attempt) != (
+            attempt.executor,
             attempt.number,
         ):
             return  # Late word of an attempt that is over.
@@ -221,20 +183,26 @@ class Schedule:
             reason = self._grower.stop_reason(attempt.cell, message.epochs)
             executors.give_word(index, stop_reason=reason)
         elif message.event == "finished":
-            self._settle(index)
-            self._idle.add(index)
+            self._settle(attempt)
+            self._free(index)
         elif message.event == "stopped":
-            self._lose(index, cause="terminated", reason=message.reason)
+            self._lose(attempt, cause="terminated", reason=message.reason)
         elif message.event == "out_of_memory":
-            self._lose(index, cause="out_of_memory", reason=message.reason)
-            self._idle.add(index)
+            cause: Cause = "crowded" if attempt.num_fused > 1 else "out_of_memory"
+            self._lose(attempt, cause=cause, reason=message.reason)
+            self._free(index)
         elif message.event == "disk_full":
-            self._lose(index, cause="interrupted", reason=message.reason)
+            self._lose(attempt, cause="interrupted", reason=message.reason)
             raise OSError(errno.ENOSPC, message.reason)
 
-    def _note_epoch(self, message: Message, attempt: _Attempt) -> None:
+    def _free(self, index: int) -> None:
+        """Gives an executor more to do once it has ended all that it had."""
+        if not self._in_hand(index):
+            self._idle.add(index)
+
+    def _note_epoch(self, message: Message, attempt: Attempt) -> None:
         assert message.epoch is not None
-        seconds = attempt.last_sign - attempt.since
+        seconds = (attempt.last_sign - attempt.since) / attempt.num_fused
         if seconds >= message.epoch.time_s:  # Else it came from a checkpoint.
             self._pace.add(attempt.cell.variant, seconds=seconds)
         attempt.since = attempt.last_sign
@@ -259,48 +227,67 @@ class Schedule:
 
     def _end_hung(self, executors: Executors, *, now: float) -> None:
         lease_s = self._config.run.lease_s
-        for index, attempt in self._attempts.items():
+        for attempt in self._attempts.values():
             if now - attempt.last_sign > lease_s:
                 attempt.is_hung = True
                 attempt.last_sign = now
-                executors.kill(index)
+                executors.kill(attempt.executor)
         for index, since in self._starting.items():
             if now - since > lease_s:
                 executors.kill(index)
 
     def _claim(self, index: int) -> Job | None:
-        cell = self._todo[0]
-        net = self._plan.net(cell.variant)
-        number = self._tally.next_number(cell.id)
-        trial = self._ledger.claim(net=net, cell=cell, attempt=number)
-        if trial is None:
-            return None
-        self._todo.popleft()
-        now = time.monotonic()
-        parts = 2 ** self._tally.count(cell.id, cause="out_of_memory")
-        self._attempts[index] = _Attempt(cell, number, trial, now, now, parts)
+        run = self._config.run
+        cells = taken_on(
+            self._todo,
+            tally=self._tally,
+            seeds=run.seed_list(),
+            fuse_seeds=run.fuse_seeds,
+        )
+        claimed: list[Attempt] = []
+        for cell in cells:
+            number = self._tally.next_number(cell.id)
+            net = self._plan.net(cell.variant)
+            trial = self._ledger.claim(net=net, cell=cell, attempt=number)
+            if trial is None:
+                break
+            self._todo.remove(cell)
+            now = time.monotonic()
+            parts = 2 ** self._tally.count(cell.id, cause="out_of_memory")
+            claimed.append(Attempt(cell, index, number, trial, now, now, parts))
+        for attempt in claimed:
+            attempt.num_fused = len(claimed)
+            self._attempts[attempt.cell.id] = attempt
+        return self._job(claimed) if claimed else None
+
+    def _job(self, attempts: Sequence[Attempt]) -> Job:
+        first, *others = attempts
+        cell = first.cell
         return Job(
             cell=cell.id,
             variant=cell.variant,
             seed=cell.seed,
-            spec=net.spec,
+            spec=self._plan.net(cell.variant).spec,
             config=self._config_json,
             data_folder=str(self._data_folder),
             study_folder=str(self._folder),
-            device=self._devices[index],
+            device=self._devices[first.executor],
             environment=self._environment,
-            attempt=number,
-            num_micro_batches=parts,
+            attempt=first.number,
+            num_micro_batches=first.num_micro_batches,
             wait_after=self._grower.wait_after(cell) if self._grower else (),
+            beside=tuple(
+                Seat(cell=one.cell.id, seed=one.cell.seed, attempt=one.number)
+                for one in others
+            ),
         )
 
-    def _settle(self, index: int) -> bool:
+    def _settle(self, attempt: Attempt) -> bool:
         """Tells Optuna of the run file that an attempt left; False if it left none."""
-        attempt = self._attempts[index]
         run = records.read_run(self._folder, attempt.cell.id)
         if run is None:
             return False
-        del self._attempts[index]
+        del self._attempts[attempt.cell.id]
         self._ledger.tell(attempt.trial, run=run)
         records.remove_checkpoints(self._folder, attempt.cell.id)
         self._states[run.state] += 1
@@ -310,19 +297,17 @@ class Schedule:
         return True
 
     def _bury(self, death: Message) -> None:
-        """Deals with a dead executor: its cell is tried again, within bounds."""
-        index, reason = death.executor, death.reason
-        attempt = self._attempts.get(index)
-        if attempt is None:
-            if self._starting.pop(index, None) is not None:
-                self._count_failed_start(death)
-        elif self._settle(index):
-            return
-        elif attempt.is_hung:
-            silence = f"no step in {self._config.run.lease_s:g} s (run.lease_s)"
-            self._lose(index, cause="hung", reason=f"executor hung: {silence}")
-        else:
-            self._lose(index, cause="killed", reason=reason)
+        """Deals with a dead executor: its cells are tried again, within bounds."""
+        if self._starting.pop(death.executor, None) is not None:
+            self._count_failed_start(death)
+        for attempt in self._in_hand(death.executor):
+            if self._settle(attempt):
+                continue
+            if attempt.is_hung:
+                silence = f"no step in {self._config.run.lease_s:g} s (run.lease_s)"
+                self._lose(attempt, cause="hung", reason=f"executor hung: {silence}")
+            else:
+                self._lose(attempt, cause="killed", reason=death.reason)
 
     def _count_failed_start(self, death: Message) -> None:
         self._failed_starts[death.by_signal] += 1
@@ -331,9 +316,8 @@ class Schedule:
             log = self._folder / "logs" / f"executor-{death.executor}.log"
             raise ExecutorError(f"no executor starts: {death.reason}; see {log}.")
 
-    def _lose(self, index: int, *, cause: Cause, reason: str) -> None:
+    def _lose(self, attempt: Attempt, *, cause: Cause, reason: str) -> None:
         """Ends an attempt without a result: its cell is free again, or has failed."""
-        attempt = self._attempts[index]
         cell, limit = attempt.cell, self._config.run.max_attempts
         count = self._tally.count(cell.id, cause=cause) + 1
         is_bounded = cause not in attempts.NOT_COUNTED
@@ -354,20 +338,22 @@ class Schedule:
         if gave_up:
             failed = self._failed_run(attempt, f"{reason} (attempt {count} of {limit})")
             records.write_run(failed, self._folder)
-            self._settle(index)
+            self._settle(attempt)
             return
-        del self._attempts[index]
+        del self._attempts[cell.id]
         self._ledger.tell_lost(attempt.trial, reason=reason)
         self._todo.appendleft(cell)
+        place = f"{cell.variant} seed {cell.seed}"
+        if cause == "crowded":
+            self._tell_progress(note=f"{place}: {reason}; it goes on alone")
         if is_bounded:
             what = f"trying again ({count} of {limit})"
             if cause == "out_of_memory":
                 parts = 2 * attempt.num_micro_batches
                 what += f", each batch in {parts} micro-batches"
-            place = f"{cell.variant} seed {cell.seed}"
             self._tell_progress(note=f"{place}: {reason}; {what}")
 
-    def _is_too_small(self, attempt: _Attempt, cause: Cause) -> bool:
+    def _is_too_small(self, attempt: Attempt, cause: Cause) -> bool:
         """Whether memory ran out with micro-batches that cannot be halved."""
         parts = 2 * attempt.num_micro_batches
         smallest = self._config.train.batch_size // parts
@@ -381,23 +367,23 @@ class Schedule:
             message = executors.next_message(timeout_s=left)
             if message is None:
                 return
-            attempt = self._attempts.get(message.executor)
+            attempt = self._attempts.get(message.cell or "")
             if attempt is not None and message.event == "stopped":
                 reason = f"{message.reason}; {_GOES_ON}"
-                self._lose(message.executor, cause="interrupted", reason=reason)
-            elif attempt is not None:
-                self._handle(message, attempt, executors)
+                self._lose(attempt, cause="interrupted", reason=reason)
+            elif self._in_hand(message.executor):
+                self._handle(message, executors)
 
     def _release_attempts(self) -> None:
         """Ends the trials of runs that the scheduler's own end has cut off."""
-        for index in list(self._attempts):
+        for attempt in list(self._attempts.values()):
             # What cannot be written now is told when the study goes on.
             with contextlib.suppress(OSError, InputError):
-                if not self._settle(index):
+                if not self._settle(attempt):
                     reason = f"cut off; {_GOES_ON}"
-                    self._lose(index, cause="interrupted", reason=reason)
+                    self._lose(attempt, cause="interrupted", reason=reason)
 
-    def _failed_run(self, attempt: _Attempt, reason: str) -> RunRecord:
+    def _failed_run(self, attempt: Attempt, reason: str) -> RunRecord:
         return RunRecord(
             cell=attempt.cell.id,
             variant=attempt.cell.variant,

@@ -8,7 +8,7 @@ each of their C branches, and form (c) has none.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 BlockKind = Literal["bottleneck", "basic"]
@@ -44,6 +44,8 @@ class Conv:
     has_bias: bool = False
     branches: int = 1
     """How many there are of it; channels and groups are those of one."""
+    copies: int = 1
+    """Seeds side by side: so many times the channels and groups of one net's."""
 
     @property
     def out_side(self) -> int:
@@ -62,6 +64,16 @@ class Conv:
     def paths(self) -> tuple[str, ...]:
         return _paths(self.path, self.branches)
 
+    def times(self, copies: int) -> Conv:
+        """So many of it side by side, as groups."""
+        return replace(
+            self,
+            in_channels=copies * self.in_channels,
+            out_channels=copies * self.out_channels,
+            groups=copies * self.groups,
+            copies=copies,
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Norm:
@@ -79,6 +91,10 @@ class Norm:
     @property
     def paths(self) -> tuple[str, ...]:
         return _paths(self.path, self.branches)
+
+    def times(self, copies: int) -> Norm:
+        """So many of it side by side."""
+        return replace(self, channels=copies * self.channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +122,8 @@ class Block:
     projects_activated: bool
     """The shortcut starts behind the first batch norm and its ReLU: the first block of
     a pre-activation stage."""
+    copies: int = 1
+    """Seeds side by side, whose channels lie one seed after the other."""
 
     @property
     def layers(self) -> tuple[Conv | Norm, ...]:
@@ -119,6 +137,17 @@ class Block:
     @property
     def out_side(self) -> int:
         return strided(self.in_side, self.stride)
+
+    def times(self, copies: int) -> Block:
+        """So many of it side by side."""
+        return replace(
+            self,
+            in_channels=copies * self.in_channels,
+            out_channels=copies * self.out_channels,
+            steps=tuple(step.times(copies) for step in self.steps),
+            projection=tuple(step.times(copies) for step in self.projection),
+            copies=copies,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +188,21 @@ class Layout:
         """The layers outside of blocks, but for the head."""
         last = () if self.last_norm is None else (self.last_norm,)
         return (self.stem, self.stem_norm, *last)
+
+    def times(self, copies: int) -> Layout:
+        """So many nets side by side in one, each in groups of its own.
+
+        The head's features are those of one net: it has a product for each.
+        """
+        if copies == 1:
+            return self
+        return replace(
+            self,
+            stem=self.stem.times(copies),
+            stem_norm=self.stem_norm.times(copies),
+            blocks=tuple(block.times(copies) for block in self.blocks),
+            last_norm=self.last_norm and self.last_norm.times(copies),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

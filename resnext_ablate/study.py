@@ -39,7 +39,7 @@ from resnext_ablate.records import Cell, NetRecord, Plan
 from resnext_ablate.schedule import Schedule
 from resnext_ablate.search_plan import SearchPlan, space_of
 from resnext_ablate.seed_plan import SeedPlan, cells_of
-from resnext_ablate.spec import InputError, spec_from_dict
+from resnext_ablate.spec import InputError
 
 # What may differ from the study file of earlier results: these add runs, or do not
 # touch a run's numbers. Moved images are recognised by their checksum.
@@ -161,11 +161,7 @@ def prepare(
         hardware.check_room(devices, run_mib=largest_mib)
     train = tuning.with_forms(
         config.train,
-        convs=[
-            conv
-            for net in planned.nets
-            for conv in spec_from_dict(net.spec).layout(net.image_size).convs
-        ],
+        convs=variants.convolutions(config, planned.nets),
         device=torch.device(devices[0]),
     )
     config = config.model_copy(update={"train": train})

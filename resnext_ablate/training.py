@@ -1,14 +1,16 @@
 """One run: a net trained from a seed, epoch by epoch, and scored once on the test set.
 
-Nothing here waits for a CUDA device inside an epoch: losses and errors add up on the
-device, and a loss that is not finite is found there every hundred steps.
+Several seeds of a net may train together, as one net (see `together`): each is the run
+that it would be alone, up to rounding, and ends on its own. Nothing here waits for a
+CUDA device inside an epoch: losses and errors add up on the device, and a loss that is
+not finite is found there every hundred steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 import numpy as np
@@ -17,46 +19,40 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from resnext_ablate import checkpoint
-from resnext_ablate.checkpoint import Checkpoint, Keeper
+from resnext_ablate import together
+from resnext_ablate.checkpoint import Keeper
 from resnext_ablate.config import TrainConfig
-from resnext_ablate.data import Feed, SplitName, epoch_generator, num_batches
+from resnext_ablate.data import Batch, Feed, SplitName, epoch_generator
 from resnext_ablate.data_config import DataConfig
 from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
 from resnext_ablate.hardware import (
-    Precision,
     device_name,
     kernel_choice,
     peak_memory_mib,
     reset_peak_memory,
     synchronised_time_s,
 )
-from resnext_ablate.learner import Learner, evaluator, new_learner, update
+from resnext_ablate.learner import evaluator, new_learner, update
 from resnext_ablate.optimization import learning_rate
 from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.training_state import (
+    Progress,
+    Run,
+    RunResult,
+    Seed,
+    batch_size,
+    begin,
+    fresh_epoch,
+    is_due,
+    save,
+    steps_per_epoch,
+)
 
 _CUDA_CHECK_INTERVAL = 100
 """Steps between two looks at the losses of a CUDA device."""
 _EVAL_BATCH_FACTOR = 4
 """Evaluation keeps no activations, so that larger batches fit."""
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run."""
-
-    epochs: tuple[EpochRecord, ...]
-    test_loss: float
-    test_error_pct: float
-    train_time_s: float
-    """The training parts of all epochs."""
-    images_per_s: float
-    peak_memory_mib: float
-    device: str
-    precision: Precision
-    correct: npt.NDArray[np.bool_]
-    """(N,): which test images were classified right, in the order of the split."""
 
 
 def never() -> bool:
@@ -78,9 +74,45 @@ def train(
     should_stop: Callable[[], bool] = never,
     num_micro_batches: int = 1,
 ) -> RunResult:
-    """Trains a net and scores the test split once, with the last epoch's weights.
+    """Trains a net from one seed; see `train_together`.
 
-    With a keeper it goes on from the newest checkpoint there, to the numbers that it
+    Raises:
+        NonFiniteLossError: a loss is not finite.
+    """
+    ended: list[RunResult | NonFiniteLossError] = []
+    train_together(
+        spec,
+        config=config,
+        data_config=data_config,
+        dataset=dataset,
+        seeds=[Seed(seed=seed, on_epoch=on_epoch, on_end=ended.append, keeper=keeper)],
+        device=device,
+        deterministic=deterministic,
+        should_stop=should_stop,
+        num_micro_batches=num_micro_batches,
+    )
+    (end,) = ended
+    if isinstance(end, NonFiniteLossError):
+        raise end
+    return end
+
+
+def train_together(
+    spec: ResNeXtSpec,
+    *,
+    config: TrainConfig,
+    data_config: DataConfig,
+    dataset: Feed,
+    seeds: Sequence[Seed],
+    device: torch.device,
+    deterministic: bool,
+    should_stop: Callable[[], bool] = never,
+    num_micro_batches: int = 1,
+) -> None:
+    """Trains a net from each seed and scores the test split once, with the last
+    epoch's weights.
+
+    With keepers it goes on from the newest checkpoint there, to the numbers that it
     would have had without a stop.
 
     Args:
@@ -89,27 +121,23 @@ def train(
             own; `conv_forms` "auto" means torch's, since a study times them.
         data_config: padding of the crops and whether to mirror.
         dataset: on the same device.
-        seed: gives the weights, and the same draws of images for every net.
+        seeds: the runs.
         device: where to train. On a CPU the caller sets the number of threads.
         deterministic: same seed, same numbers on the same hardware.
-        on_epoch: told each epoch's metrics, those of a checkpoint too. What it raises
-            ends the run.
-        keeper: where checkpoints are kept; None keeps none.
         should_stop: asked before each batch, of evaluation too.
         num_micro_batches: parts of each batch, which batch normalisation sees alone.
 
     Raises:
         InputError: the net does not fit the data set.
-        NonFiniteLossError: a loss is not finite.
         RunStoppedError: `should_stop` said so.
     """
     _check_fit(spec, dataset=dataset)
     reset_peak_memory(device)
     with kernel_choice(deterministic=deterministic):
-        run = _Run(
+        run = Run(
             learner=new_learner(
                 spec,
-                generator=torch.Generator().manual_seed(_weights_seed(seed)),
+                generators=[_weights_generator(one.seed) for one in seeds],
                 config=config,
                 image_size=dataset.info.image_size,
                 device=device,
@@ -118,70 +146,46 @@ def train(
             config=config,
             data_config=data_config,
             dataset=dataset,
-            seed=seed,
+            seeds=tuple(seeds),
             device=device,
-            keeper=keeper,
             should_stop=should_stop,
         )
-        return _train(run, on_epoch=on_epoch)
+        _train(run)
 
 
-def _train(run: _Run, *, on_epoch: Callable[[EpochRecord], None]) -> RunResult:
-    progress = _begin(run)
-    for metrics in progress.epochs:
-        on_epoch(metrics)
-    while len(progress.epochs) < run.config.epochs:
+def _train(run: Run) -> None:
+    progress = begin(run)
+    for one, epochs in zip(run.seeds, progress.epochs, strict=True):
+        for metrics in epochs:
+            one.on_epoch(metrics)
+    while progress.live and progress.num_over < run.config.epochs:
         progress = _run_epoch(run, progress)
-        on_epoch(progress.epochs[-1])
-        if run.keeper and run.keeper.is_due(at_epoch_end=True):
-            run.keeper.save(_checkpoint(run, progress))
-    test = _evaluate(run, "test", progress=progress)
-    time_s = sum(metrics.time_s for metrics in progress.epochs)
-    images = _steps_per_epoch(run) * _batch_size(run) * run.config.epochs
+        for index in sorted(progress.live):
+            run.seeds[index].on_epoch(progress.epochs[index][-1])
+        if progress.live and is_due(run, progress, at_epoch_end=True):
+            save(run, progress)
+    if not progress.live:
+        return
+    scores = _evaluate(run, "test", progress=progress)
+    for index, test in scores.items():
+        run.seeds[index].on_end(_result(run, progress, index=index, test=test))
+
+
+def _result(run: Run, progress: Progress, *, index: int, test: _Score) -> RunResult:
+    epochs = progress.epochs[index]
+    time_s = sum(metrics.time_s for metrics in epochs)
+    images = steps_per_epoch(run) * batch_size(run) * run.config.epochs
     return RunResult(
-        epochs=progress.epochs,
+        epochs=epochs,
         test_loss=test.loss,
         test_error_pct=test.error_pct,
         train_time_s=time_s,
         images_per_s=images / time_s,
-        peak_memory_mib=_peak_memory_mib(run, progress),
+        peak_memory_mib=_peak_memory_mib(run, epochs),
         device=device_name(run.device),
         precision=run.learner.precision,
         correct=test.correct,
     )
-
-
-@dataclass(frozen=True)
-class _Run:
-    learner: Learner
-    config: TrainConfig
-    data_config: DataConfig
-    dataset: Feed
-    seed: int
-    device: torch.device
-    keeper: Keeper | None
-    should_stop: Callable[[], bool]
-
-
-@dataclass
-class _Progress:
-    """How far a run is: with the weights, all there is to it between two steps."""
-
-    epochs: tuple[EpochRecord, ...]
-    """Those that are over."""
-    step: int
-    """Steps done of the epoch under way."""
-    losses: Tensor
-    """(steps of an epoch,) on the device."""
-    wrong: Tensor
-    """int64 () on the device: training images that these steps got wrong."""
-    time_s: float
-    """Training time of these steps, at the last checkpoint or the epoch's end."""
-
-    @property
-    def epoch(self) -> int:
-        """The epoch under way, from 1."""
-        return len(self.epochs) + 1
 
 
 @dataclass(frozen=True)
@@ -191,124 +195,135 @@ class _Score:
     correct: npt.NDArray[np.bool_]
 
 
-def _begin(run: _Run) -> _Progress:
-    """The start of a run, or the place where its newest checkpoint has it."""
-    progress = _fresh_epoch(run, epochs=())
-    kept = run.keeper.load() if run.keeper else None
-    if kept is None:
-        return progress
-    run.learner.model.load_state_dict(kept.model)
-    run.learner.optimizer.load_state_dict(kept.optimizer)
-    checkpoint.set_random_states(kept.random_states, device=run.device)
-    progress.losses[: kept.step] = kept.losses.to(run.device)
-    progress.wrong += kept.num_wrong
-    return replace(progress, epochs=kept.epochs, step=kept.step, time_s=kept.time_s)
-
-
-def _fresh_epoch(run: _Run, *, epochs: tuple[EpochRecord, ...]) -> _Progress:
-    losses = torch.zeros(_steps_per_epoch(run), device=run.device)
-    wrong = torch.zeros((), dtype=torch.int64, device=run.device)
-    return _Progress(epochs, 0, losses, wrong, 0.0)
-
-
-def _checkpoint(run: _Run, progress: _Progress) -> Checkpoint:
-    return Checkpoint(
-        epochs=progress.epochs,
-        step=progress.step,
-        losses=progress.losses[: progress.step].clone(),
-        num_wrong=int(progress.wrong.item()),
-        time_s=progress.time_s,
-        model=run.learner.model.state_dict(),
-        optimizer=run.learner.optimizer.state_dict(),
-        random_states=checkpoint.random_states(run.device),
-    )
-
-
-def _run_epoch(run: _Run, progress: _Progress) -> _Progress:
+def _run_epoch(run: Run, progress: Progress) -> Progress:
     """Brings the epoch under way to its end, and begins the next one."""
     _train_epoch(run, progress)
-    val = _evaluate(run, "val", progress=progress)
-    steps, epoch = _steps_per_epoch(run), progress.epoch
-    images = steps * _batch_size(run)
-    record = EpochRecord(
-        epoch=epoch,
-        train_loss=progress.losses.double().mean().item(),
-        train_error_pct=100 * progress.wrong.item() / images,
-        val_loss=val.loss,
-        val_error_pct=val.error_pct,
-        learning_rate=learning_rate(
-            run.config, step=epoch * steps - 1, steps_per_epoch=steps
-        ),
-        time_s=progress.time_s,
-        images_per_s=images / progress.time_s,
-        peak_memory_mib=_peak_memory_mib(run, progress),
-    )
-    return _fresh_epoch(run, epochs=(*progress.epochs, record))
+    if not progress.live:
+        return progress
+    vals = _evaluate(run, "val", progress=progress)
+    steps, epoch = steps_per_epoch(run), progress.epoch
+    images = steps * batch_size(run)
+    time_s = progress.time_s / len(run.seeds)
+    losses = progress.losses.double().mean(dim=0).tolist()
+    wrong = progress.wrong.tolist()
+    rate = learning_rate(run.config, step=epoch * steps - 1, steps_per_epoch=steps)
+    epochs = progress.epochs.copy()
+    for index, val in vals.items():
+        record = EpochRecord(
+            epoch=epoch,
+            train_loss=losses[index],
+            train_error_pct=100 * wrong[index] / images,
+            val_loss=val.loss,
+            val_error_pct=val.error_pct,
+            learning_rate=rate,
+            time_s=time_s,
+            images_per_s=images / time_s,
+            peak_memory_mib=_peak_memory_mib(run, epochs[index]),
+        )
+        epochs[index] = (*epochs[index], record)
+    return fresh_epoch(run, epochs=epochs, live=progress.live)
 
 
-def _peak_memory_mib(run: _Run, progress: _Progress) -> float:
+def _peak_memory_mib(run: Run, epochs: tuple[EpochRecord, ...]) -> float:
     # A run that goes on in another process had its peak in an earlier one, perhaps.
-    earlier = (metrics.peak_memory_mib for metrics in progress.epochs)
+    earlier = (metrics.peak_memory_mib for metrics in epochs)
     return max(peak_memory_mib(run.device), *earlier, 0.0)
 
 
-def _train_epoch(run: _Run, progress: _Progress) -> None:
-    steps, epoch = _steps_per_epoch(run), progress.epoch
+def _train_epoch(run: Run, progress: Progress) -> None:
+    steps, epoch = steps_per_epoch(run), progress.epoch
     interval = 1 if run.device.type == "cpu" else _CUDA_CHECK_INTERVAL
     run.learner.model.train()
     start = synchronised_time_s(run.device) - progress.time_s
-    batches = run.dataset.train_batches(
-        run.data_config,
-        seed=run.seed,
-        epoch=epoch,
-        batch_size=run.config.batch_size,
-        num_passed=progress.step,
+    batches = zip(
+        *(_batches(run, progress, seed=one.seed) for one in run.seeds), strict=True
     )
-    for step, batch in enumerate(batches, start=progress.step):
+    for step, own in enumerate(batches, start=progress.step):
         start = _between_steps(run, progress, start=start)
         rate = learning_rate(
             run.config, step=(epoch - 1) * steps + step, steps_per_epoch=steps
         )
         progress.losses[step] = update(
-            run.learner, batch, learning_rate=rate, wrong=progress.wrong
+            run.learner,
+            together.joint_batch(own),
+            learning_rate=rate,
+            wrong=progress.wrong,
         )
         progress.step = step + 1
         if progress.step % interval == 0 or progress.step == steps:
             done = progress.losses[: progress.step]
-            _check_finite(done, interval=interval, epoch=epoch)
+            for index, error in _diverged(done, interval=interval, epoch=epoch).items():
+                _drop(run, progress, index=index, error=error)
+            if not progress.live:
+                return
     progress.time_s = synchronised_time_s(run.device) - start
 
 
-def _between_steps(run: _Run, progress: _Progress, *, start: float) -> float:
+def _batches(run: Run, progress: Progress, *, seed: int) -> Iterator[Batch]:
+    """What is left of a seed's batches of the epoch under way."""
+    return run.dataset.train_batches(
+        run.data_config,
+        seed=seed,
+        epoch=progress.epoch,
+        batch_size=run.config.batch_size,
+        num_passed=progress.step,
+    )
+
+
+def _drop(
+    run: Run, progress: Progress, *, index: int, error: NonFiniteLossError
+) -> None:
+    """Ends a seed that has diverged, unless it has ended before."""
+    if index in progress.live:
+        progress.live.remove(index)
+        run.seeds[index].on_end(error)
+
+
+def _between_steps(run: Run, progress: Progress, *, start: float) -> float:
     """Saves or stops the run where that is due; moves `start` by what saving took."""
     if run.should_stop():
         progress.time_s = synchronised_time_s(run.device) - start
         _stop(run, progress)
-    if run.keeper is None or not run.keeper.is_due(at_epoch_end=False):
+    if not is_due(run, progress, at_epoch_end=False):
         return start
     progress.time_s = synchronised_time_s(run.device) - start
-    run.keeper.save(_checkpoint(run, progress))
+    save(run, progress)
     return synchronised_time_s(run.device) - progress.time_s
 
 
-def _stop(run: _Run, progress: _Progress) -> NoReturn:
-    if run.keeper is not None:
-        run.keeper.save(_checkpoint(run, progress))
+def _stop(run: Run, progress: Progress) -> NoReturn:
+    save(run, progress)
     epoch, step = progress.epoch, progress.step
     raise RunStoppedError(f"stopped in epoch {epoch} after step {step}")
 
 
-def _check_finite(losses: Tensor, *, interval: int, epoch: int) -> None:
-    """Looks at the last `interval` of an epoch's losses so far."""
+def _diverged(
+    losses: Tensor, *, interval: int, epoch: int
+) -> dict[int, NonFiniteLossError]:
+    """The first bad step of each seed in the last `interval` of an epoch's so far.
+
+    Args:
+        losses: (steps, seeds).
+        interval: how many to look at.
+        epoch: the epoch under way.
+    """
     seen = max(0, len(losses) - interval)
-    values = losses[seen:].tolist()
-    for step, loss in enumerate(values, start=seen + 1):
-        if not math.isfinite(loss):
-            raise NonFiniteLossError(split="train", loss=loss, epoch=epoch, step=step)
+    found: dict[int, NonFiniteLossError] = {}
+    for step, row in enumerate(losses[seen:].tolist(), start=seen + 1):
+        for index, loss in enumerate(row):
+            if not math.isfinite(loss) and index not in found:
+                found[index] = NonFiniteLossError(
+                    split="train", loss=loss, epoch=epoch, step=step
+                )
+    return found
 
 
-def _evaluate(run: _Run, split: SplitName, *, progress: _Progress) -> _Score:
-    """Plain cross entropy and error of a split, as it is, by the current weights."""
+def _evaluate(run: Run, split: SplitName, *, progress: Progress) -> dict[int, _Score]:
+    """Plain cross entropy and error of a split, as it is, by the current weights.
+
+    Returns:
+        The score of each seed that goes on; one without a finite loss ends here.
+    """
     losses, right = [], []
     logits_of = evaluator(run.learner)
     with torch.inference_mode():
@@ -317,26 +332,28 @@ def _evaluate(run: _Run, split: SplitName, *, progress: _Progress) -> _Score:
         ):
             if run.should_stop():
                 _stop(run, progress)
-            logits = logits_of(batch.images)
-            losses.append(F.cross_entropy(logits, batch.labels, reduction="sum"))
-            right.append(logits.argmax(dim=1) == batch.labels)
-        loss = torch.stack(losses).double().sum().item()
-        correct = torch.cat(right).cpu().numpy()
-    loss /= len(correct)
-    if not math.isfinite(loss):
-        steps, epoch = _steps_per_epoch(run), min(progress.epoch, run.config.epochs)
-        name = {"val": "validation"}.get(split, split)
-        raise NonFiniteLossError(split=name, loss=loss, epoch=epoch, step=steps)
-    return _Score(loss, 100 * int((~correct).sum()) / len(correct), correct)
-
-
-def _steps_per_epoch(run: _Run) -> int:
-    count = run.dataset.num_images("train")
-    return num_batches(count, batch_size=run.config.batch_size)
-
-
-def _batch_size(run: _Run) -> int:
-    return min(run.config.batch_size, run.dataset.num_images("train"))
+            own = logits_of(batch.images).unbind(1)
+            labels = batch.labels
+            losses += [F.cross_entropy(one, labels, reduction="sum") for one in own]
+            right += [one.argmax(dim=1) == labels for one in own]
+        count = len(run.seeds)
+        totals = torch.stack(losses).view(-1, count).double().sum(dim=0).tolist()
+        correct = [
+            torch.cat(right[index::count]).cpu().numpy() for index in range(count)
+        ]
+    scores = {}
+    for index in sorted(progress.live):
+        bits = correct[index]
+        loss = totals[index] / len(bits)
+        if math.isfinite(loss):
+            error_pct = 100 * int((~bits).sum()) / len(bits)
+            scores[index] = _Score(loss, error_pct, bits)
+        else:
+            steps, epoch = steps_per_epoch(run), min(progress.epoch, run.config.epochs)
+            name = {"val": "validation"}.get(split, split)
+            error = NonFiniteLossError(split=name, loss=loss, epoch=epoch, step=steps)
+            _drop(run, progress, index=index, error=error)
+    return scores
 
 
 def _check_fit(spec: ResNeXtSpec, *, dataset: Feed) -> None:
@@ -353,6 +370,7 @@ def _check_fit(spec: ResNeXtSpec, *, dataset: Feed) -> None:
             )
 
 
-def _weights_seed(seed: int) -> int:
+def _weights_generator(seed: int) -> torch.Generator:
     # Epoch 0 of the seed: apart from every epoch's own draws.
-    return epoch_generator(seed, epoch=0).initial_seed()
+    state = epoch_generator(seed, epoch=0).initial_seed()
+    return torch.Generator().manual_seed(state)

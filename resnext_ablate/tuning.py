@@ -161,10 +161,11 @@ def candidate_forms(conv: Conv, *, device: torch.device) -> tuple[str, ...]:
     if conv.kernel_size == 1 and conv.groups == 1:
         return ("plain", "matmul")
     width = max(conv.in_channels, conv.out_channels) // conv.groups
+    own_groups = conv.groups // conv.copies  # Seeds are never merged.
     merges = [
         f"merge{merged}"
-        for merged in range(2, conv.groups + 1)
-        if conv.groups % merged == 0 and merged * width <= _WIDEST_BLOCK
+        for merged in range(2, own_groups + 1)
+        if own_groups % merged == 0 and merged * width <= _WIDEST_BLOCK
     ]
     if device.type != "cuda" or conv.groups == 1:
         return ("plain", *merges)

@@ -15,6 +15,7 @@ from resnext_ablate.matching import Hold, Match, Widths, certify, match
 from resnext_ablate.measured import match_measured
 from resnext_ablate.preparation import DataInfo
 from resnext_ablate.records import NetRecord
+from resnext_ablate.shapes import Conv
 from resnext_ablate.spec import ResNeXtSpec, spec_from_dict
 
 
@@ -67,6 +68,17 @@ def plan_nets(
         elif not _covers(costs, nets):
             costs = benchmark.measure(specs, setup=setup)
     return PlannedNets(nets, costs)
+
+
+def convolutions(config: StudyConfig, nets: Sequence[NetRecord]) -> list[Conv]:
+    """Every convolution that a run of the study may have, of seeds fused and alone."""
+    layouts = [spec_from_dict(net.spec).layout(net.image_size) for net in nets]
+    return [
+        conv
+        for layout in layouts
+        for count in config.run.fused_counts()
+        for conv in layout.times(count).convs
+    ]
 
 
 def measuring_setup(config: StudyConfig, *, image_size: int, device: str) -> Setup:

@@ -12,7 +12,13 @@ from hypothesis import strategies as st
 
 from resnext_ablate import complaints
 from resnext_ablate.checks import load_check
-from resnext_ablate.config import StudyConfig, differences, json_schema, load_study
+from resnext_ablate.config import (
+    RunConfig,
+    StudyConfig,
+    differences,
+    json_schema,
+    load_study,
+)
 from resnext_ablate.spec import InputError
 
 REPOSITORY = Path(__file__).parents[1]
@@ -496,3 +502,39 @@ def test_adaptive_seeds_that_cannot_be(
     """A limit without adaptive seeds, too small a one, and searches are refused."""
     with pytest.raises(InputError, match=re.escape(said)):
         load(tmp_path, text, *overrides)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (
+            ["run.fuse_seeds=2", 'run.engine="slurm"', "run.executors=2"],
+            'fuse_seeds needs engine = "local" or "ray"',
+        ),
+        (["run.fuse_seeds=0"], "run.fuse_seeds"),
+        (
+            ["run.fuse_seeds=2", 'kind="search"'],
+            'run.fuse_seeds needs kind = "ablation"',
+        ),
+    ],
+)
+def test_seeds_are_fused_where_that_can_be(
+    tmp_path: Path, overrides: list[str], expected: str
+) -> None:
+    """Slurm jobs and searches take seeds one by one, and the message says so."""
+    path = tmp_path / "s.toml"
+    path.write_text(MINIMAL)
+    with pytest.raises(InputError, match=re.escape(expected)):
+        load_study(path, overrides=overrides)
+
+
+@pytest.mark.parametrize(
+    ("seeds", "fused", "expected"),
+    [(5, 2, (1, 2)), (5, 3, (1, 2, 3)), (3, 8, (1, 3)), (4, 4, (1, 4)), (3, 1, (1,))],
+)
+def test_counts_of_seeds_that_are_one_net(
+    seeds: int, fused: int, expected: tuple[int, ...]
+) -> None:
+    """So many at once, the remainder, and one alone after a fault."""
+    run = RunConfig.model_validate({"seeds": seeds, "fuse_seeds": fused})
+    assert run.fused_counts() == expected

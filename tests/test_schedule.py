@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -266,3 +267,112 @@ def test_a_given_up_run_gets_all_its_attempts_again(tmp_path: Path) -> None:
         "executor killed by SIGKILL (attempt 2 of 2)"
     ]
     assert [one.number for one in read_attempts(tmp_path)] == [1, 2, 3, 4]
+
+
+def each_of(job: dict[str, Any]) -> list[dict[str, Any]]:
+    """The jobs of seeds that are trained as one net."""
+    return [job, *({**job, **seat} for seat in job["beside"])]
+
+
+def ends(job: dict[str, Any], event: str, **values: Any) -> dict[str, Any]:
+    about = {"cell": job["cell"], "attempt": job["attempt"]}
+    return {"event": event, **about, **values}
+
+
+def complete(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for one in each_of(job):
+        for values in completes(one):
+            yield {**ends(one, ""), **values}
+
+
+def test_fused_seeds_are_so_many_cells(tmp_path: Path) -> None:
+    """Five seeds in twos are three jobs, five trials and five run files; a second
+    launch has nothing to do."""
+    jobs: list[list[int]] = []
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        jobs.append([one["seed"] for one in each_of(job)])
+        yield from complete(job)
+
+    for _ in range(2):
+        outcome = carry_out(tmp_path, script, num_cells=5, seeds=5, fuse_seeds=2)
+        assert jobs == [[0, 1], [2, 3], [4]]
+        assert len(outcome.runs) == 5
+        assert outcome.states == [TrialState.COMPLETE] * 5
+
+
+def test_a_fault_of_fused_seeds_has_each_go_on_alone(tmp_path: Path) -> None:
+    """An executor that dies after one seed's end loses the others only, and they are
+    tried again one by one, within their bounds."""
+    jobs: list[list[int]] = []
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        jobs.append([one["seed"] for one in each_of(job)])
+        if len(jobs) == 1:
+            yield from ({**ends(job, ""), **values} for values in completes(job))
+            yield {"event": "dies"}
+        else:
+            yield from complete(job)
+
+    outcome = carry_out(tmp_path, script, num_cells=3, seeds=3, fuse_seeds=3)
+    assert jobs[0] == [0, 1, 2] and sorted(jobs[1:]) == [[1], [2]]
+    assert {run.state for run in outcome.runs.values()} == {"complete"}
+    assert sorted(state.name for state in outcome.states) == [
+        *["COMPLETE"] * 3,
+        *["FAIL"] * 2,
+    ]
+    lost = read_attempts(tmp_path)
+    assert [(one.seed, one.cause) for one in sorted(lost, key=lambda o: o.seed)] == [
+        (1, "killed"),
+        (2, "killed"),
+    ]
+
+
+def test_seeds_that_are_too_many_for_memory_go_on_alone(tmp_path: Path) -> None:
+    """They keep their whole batches, even where one attempt is all that they have."""
+    jobs: list[tuple[int, int]] = []
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        jobs.append((len(each_of(job)), job["num_micro_batches"]))
+        if job["beside"]:
+            for one in each_of(job):
+                yield ends(one, "out_of_memory", reason="no memory")
+        else:
+            yield from complete(job)
+
+    outcome = carry_out(
+        tmp_path, script, num_cells=2, seeds=2, fuse_seeds=2, max_attempts=1
+    )
+    assert jobs == [(2, 1), (1, 1), (1, 1)]
+    assert {run.num_micro_batches for run in outcome.runs.values()} == {1}
+    assert {one.cause for one in read_attempts(tmp_path)} == {"crowded"}
+    assert any(note.endswith("no memory; it goes on alone") for note in outcome.notes)
+
+
+def test_interrupted_seeds_go_on_together(tmp_path: Path) -> None:
+    """A study that is stopped and begun again has the same jobs, hence the same
+    numbers."""
+    jobs: list[list[int]] = []
+    asked = threading.Event()
+
+    def stopped(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        jobs.append([one["seed"] for one in each_of(job)])
+        assert asked.wait(30)
+        for one in each_of(job):
+            yield ends(one, "stopped", reason="asked to")
+
+    def should_stop() -> bool:
+        if jobs:
+            asked.set()
+        return asked.is_set()
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        jobs.append([one["seed"] for one in each_of(job)])
+        yield from complete(job)
+
+    fused = {"num_cells": 2, "seeds": 2, "fuse_seeds": 2}
+    carry_out(tmp_path, stopped, should_stop=should_stop, **fused)
+    outcome = carry_out(tmp_path, script, **fused)
+    assert jobs == [[0, 1], [0, 1]]
+    assert len(outcome.runs) == 2
+    assert {one.cause for one in read_attempts(tmp_path)} == {"interrupted"}

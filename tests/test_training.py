@@ -490,15 +490,17 @@ def test_a_diverging_run_names_the_first_bad_step() -> None:
 def test_the_first_bad_step_is_named_however_often_one_looks(
     interval: int, looks: list[int]
 ) -> None:
-    """Looking every 1, 2 or 100 steps finds the same step, later."""
-    losses = torch.tensor([1.0, 2.0, math.nan, math.inf, math.nan])
+    """Looking every 1, 2 or 100 steps finds the same step, later, of the seed alone
+    that it is of."""
+    losses = torch.ones(5, 2)
+    losses[:, 1] = torch.tensor([1.0, 2.0, math.nan, math.inf, math.nan])
     found = []
     for step in range(1, 6):
         if step % interval == 0 or step == 5:
-            try:
-                training._check_finite(losses[:step], interval=interval, epoch=2)
-            except NonFiniteLossError as error:
-                assert (error.epoch, error.step) == (2, 3)
+            bad = training._diverged(losses[:step], interval=interval, epoch=2)
+            if bad:
+                assert bad.keys() == {1}
+                assert (bad[1].epoch, bad[1].step) == (2, 3)
                 found.append(step)
                 break
     assert found == looks
