@@ -78,14 +78,14 @@ def new_learner(
 
 
 def update(
-    learner: Learner, batch: Batch, *, learning_rate: float, wrong: Tensor
+    learner: Learner, batch: Batch, *, learning_rate: float | Tensor, wrong: Tensor
 ) -> Tensor:
     """One training step of a net in train mode.
 
     Args:
         learner: its weights, statistics and optimizer change.
         batch: augmented images on its device, see `together.joint_batch`.
-        learning_rate: of this step.
+        learning_rate: of this step; a tensor () on the device where it is captured.
         wrong: int64 (K,) on the device; each seed's wrong answers are added.
 
     Returns:

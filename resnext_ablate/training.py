@@ -25,6 +25,7 @@ from resnext_ablate.config import TrainConfig
 from resnext_ablate.data import Batch, Feed, SplitName, epoch_generator
 from resnext_ablate.data_config import DataConfig
 from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
+from resnext_ablate.graphs import step_of
 from resnext_ablate.hardware import (
     device_name,
     kernel_choice,
@@ -32,7 +33,7 @@ from resnext_ablate.hardware import (
     reset_peak_memory,
     synchronised_time_s,
 )
-from resnext_ablate.learner import evaluator, new_learner, update
+from resnext_ablate.learner import evaluator, new_learner
 from resnext_ablate.optimization import learning_rate
 from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
@@ -134,15 +135,17 @@ def train_together(
     _check_fit(spec, dataset=dataset)
     reset_peak_memory(device)
     with kernel_choice(deterministic=deterministic):
+        learner = new_learner(
+            spec,
+            generators=[_weights_generator(one.seed) for one in seeds],
+            config=config,
+            image_size=dataset.info.image_size,
+            device=device,
+            num_micro_batches=num_micro_batches,
+        )
         run = Run(
-            learner=new_learner(
-                spec,
-                generators=[_weights_generator(one.seed) for one in seeds],
-                config=config,
-                image_size=dataset.info.image_size,
-                device=device,
-                num_micro_batches=num_micro_batches,
-            ),
+            learner=learner,
+            step=step_of(learner),
             config=config,
             data_config=data_config,
             dataset=dataset,
@@ -243,11 +246,8 @@ def _train_epoch(run: Run, progress: Progress) -> None:
         rate = learning_rate(
             run.config, step=(epoch - 1) * steps + step, steps_per_epoch=steps
         )
-        progress.losses[step] = update(
-            run.learner,
-            together.joint_batch(own),
-            learning_rate=rate,
-            wrong=progress.wrong,
+        progress.losses[step] = run.step(
+            together.joint_batch(own), learning_rate=rate, wrong=progress.wrong
         )
         progress.step = step + 1
         if progress.step % interval == 0 or progress.step == steps:

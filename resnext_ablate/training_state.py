@@ -19,6 +19,7 @@ from resnext_ablate.config import TrainConfig
 from resnext_ablate.data import Feed, num_batches
 from resnext_ablate.data_config import DataConfig
 from resnext_ablate.endings import NonFiniteLossError
+from resnext_ablate.graphs import Step
 from resnext_ablate.hardware import Precision
 from resnext_ablate.learner import Learner
 from resnext_ablate.records import EpochRecord
@@ -59,6 +60,8 @@ class Seed:
 @dataclass(frozen=True)
 class Run:
     learner: Learner
+    step: Step
+    """The learner's."""
     config: TrainConfig
     data_config: DataConfig
     dataset: Feed

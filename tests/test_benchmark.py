@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from test_cli import answer, program
 
-from resnext_ablate import benchmark
+from resnext_ablate import benchmark, graphs
 from resnext_ablate.benchmark import Setup
 from resnext_ablate.certificate import read_costs
 from resnext_ablate.config import TrainConfig
@@ -111,11 +111,12 @@ def test_what_is_timed_is_what_a_study_does(monkeypatch: pytest.MonkeyPatch) -> 
         folds.append(learner.model.bn1.is_fused)
         return evaluator(learner)
 
+    monkeypatch.setattr(graphs, "update", spied)
     monkeypatch.setattr(benchmark, "update", spied)
     monkeypatch.setattr(benchmark, "evaluator", unfolding)
     benchmark.measure_here([parse_spec("resnet11-t8")], setup=setup)
-    assert len(losses) == 3 + 2 + 1 and max(map(abs, losses)) < 1e-5
-    assert folds == [True] * 5
+    assert len(losses) == 5 + 2 + 1 and max(map(abs, losses)) < 1e-5
+    assert folds == [True] * 7
 
 
 def test_images_too_small_are_refused_before_a_process_starts() -> None:

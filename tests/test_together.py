@@ -17,7 +17,7 @@ from strategies import small_specs
 from test_training import AUGMENTED, CPU, _config, _dataset
 
 import studies
-from resnext_ablate import together, training
+from resnext_ablate import graphs, together, training
 from resnext_ablate.checkpoint import Keeper, load_together
 from resnext_ablate.config import TrainConfig
 from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
@@ -162,7 +162,7 @@ def test_a_seed_that_diverges_harms_no_other(
     beside a sound one."""
     config = _config(learning_rate=0.02, precision=precision)
     sound = run(name, seeds=[0, 1, 2], config=config)
-    update = training.update
+    update = graphs.update
     steps: list[int] = []
 
     def poisoned(learner: Any, batch: Any, **rest: Any) -> torch.Tensor:
@@ -174,7 +174,7 @@ def test_a_seed_that_diverges_harms_no_other(
         loss: torch.Tensor = update(learner, batch, **rest)
         return loss
 
-    monkeypatch.setattr(training, "update", poisoned)
+    monkeypatch.setattr(graphs, "update", poisoned)
     ended = run(name, seeds=[0, 1, 2], config=config)
     error = ended[1]
     assert isinstance(error, NonFiniteLossError)

@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnext_ablate import data, hardware, optimization, preparation, training
+from resnext_ablate import (
+    data,
+    graphs,
+    hardware,
+    learner,
+    optimization,
+    preparation,
+    training,
+)
 from resnext_ablate.config import DataConfig, TrainConfig
 from resnext_ablate.data import DataInfo, Dataset, Split
 from resnext_ablate.layers import conv_key
@@ -445,7 +453,7 @@ def test_a_run_leaves_global_random_state_alone() -> None:
 def test_variants_see_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one seed every net gets the same images, labels and augmentation."""
     seen: dict[str, list[torch.Tensor]] = {}
-    update = training.update
+    update = graphs.update
     for name in ("resnext11-1x4d-t4-in1-c4", "resnext11-4x3d-t8-in1-c4"):
         kept = seen.setdefault(name, [])
 
@@ -455,7 +463,7 @@ def test_variants_see_the_same_batches(monkeypatch: pytest.MonkeyPatch) -> None:
             kept.extend((batch.images.clone(), batch.labels.clone()))
             return update(learner, batch, **rest)
 
-        monkeypatch.setattr(training, "update", spied)
+        monkeypatch.setattr(graphs, "update", spied)
         _train(_config(), name=name, seed=3)
     first, second = seen.values()
     assert len(first) == 16
@@ -587,10 +595,88 @@ def test_kernel_choice_is_put_back() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_repeats_itself_and_never_waits_within_an_epoch() -> None:
-    """On CUDA the same seed gives the same numbers, and steps do not synchronise."""
+class _Again:
+    """A capture that does its work anew at each replay, as a graph would."""
+
+    def __init__(self, *, error: Exception | None = None) -> None:
+        self._error = error
+        self.done: list[str] = []
+
+    def beside(self, act: Any) -> None:
+        self.done.append("beside")
+        act()
+
+    def record(self, act: Any) -> None:
+        if self._error:
+            raise self._error
+        self.done.append("record")
+        self._act = act
+
+    def replay(self) -> None:
+        self.done.append("replay")
+        self._act()
+
+
+def _learner(**fields: Any) -> Any:
+    generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    config = _config(kernels="torch", **fields)
+    return learner.new_learner(
+        SMALL, generators=generators, config=config, image_size=8, device=CPU
+    )
+
+
+def _joint_batches(count: int) -> list[data.Batch]:
+    generator = torch.Generator().manual_seed(0)
+    return [
+        data.Batch(
+            torch.randn(10, 2, 8, 8, generator=generator),
+            torch.randint(4, (10, 2), generator=generator),
+        )
+        for _ in range(count)
+    ]
+
+
+def test_a_captured_step_is_the_step() -> None:
+    """Three steps are eager, one is captured, and from then on it is replayed: losses,
+    wrong answers and weights are those of eager steps, at every rate."""
+    eager, captured = _learner(), _learner()
+    capture = _Again()
+    step = graphs.GraphedStep(captured, capture=capture)
+    wrong = torch.zeros(2, 2, dtype=torch.int64)
+    for number, batch in enumerate(_joint_batches(7)):
+        rate = 0.05 / (1 + number)
+        expected = learner.update(eager, batch, learning_rate=rate, wrong=wrong[0])
+        found = step(batch, learning_rate=rate, wrong=wrong[1])
+        torch.testing.assert_close(found, expected)
+        assert wrong[0].equal(wrong[1])
+    assert capture.done == ["beside"] * 3 + ["record"] + ["replay"] * 4
+    for one, other in zip(
+        eager.model.parameters(), captured.model.parameters(), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_step_that_cannot_be_captured_stays_eager() -> None:
+    """The run goes on as it began; memory that runs out is for the scheduler."""
+    capture = _Again(error=RuntimeError("operation not permitted when capturing"))
+    step = graphs.GraphedStep(_learner(), capture=capture)
+    wrong = torch.zeros(2, dtype=torch.int64)
+    for batch in _joint_batches(6):
+        assert step(batch, learning_rate=0.1, wrong=wrong).isfinite().all()
+    assert capture.done == ["beside"] * 6
+    full = _Again(error=torch.OutOfMemoryError("CUDA out of memory"))
+    step = graphs.GraphedStep(_learner(), capture=full)
+    with pytest.raises(torch.OutOfMemoryError):
+        for batch in _joint_batches(4):
+            step(batch, learning_rate=0.1, wrong=wrong)
+
+
+def test_a_cpu_steps_as_ever() -> None:
+    """Graphs are for CUDA alone."""
+    assert not isinstance(graphs.step_of(_learner()), graphs.GraphedStep)
+
+
+def _on_cuda() -> tuple[torch.device, Dataset]:
     device = torch.device("cuda")
     on_cpu = _dataset()
     splits = {
@@ -598,32 +684,54 @@ def test_cuda_repeats_itself_and_never_waits_within_an_epoch() -> None:
         for name in ("train", "val", "test")
         for split in [getattr(on_cpu, name)]
     }
-    dataset = dataclasses.replace(
-        on_cpu, **splits, mean=on_cpu.mean.to(device), std=on_cpu.std.to(device)
-    )
-    update = training.update
+    moments = {"mean": on_cpu.mean.to(device), "std": on_cpu.std.to(device)}
+    return device, dataclasses.replace(on_cpu, **splits, **moments)
 
-    def without_waiting(learner: Any, batch: data.Batch, **rest: Any) -> Any:
-        torch.cuda.set_sync_debug_mode("error")
+
+def _train_on_cuda() -> RunResult:
+    device, dataset = _on_cuda()
+    return training.train(
+        SMALL,
+        config=_config(epochs=4, precision="bf16", schedule="cosine"),
+        data_config=AUGMENTED,
+        dataset=dataset,
+        seed=0,
+        device=device,
+        deterministic=True,
+        on_epoch=lambda metrics: None,
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_repeats_itself_and_never_waits_within_an_epoch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On CUDA the same seed gives the same numbers, and captured steps do not
+    synchronise."""
+    call = graphs.GraphedStep.__call__
+    num_replayed = 0
+
+    def without_waiting(self: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal num_replayed
+        num_replayed += self._is_captured
+        torch.cuda.set_sync_debug_mode("error" if self._is_captured else "default")
         try:
-            return update(learner, batch, **rest)
+            return call(self, *arguments, **options)
         finally:
             torch.cuda.set_sync_debug_mode("default")
 
-    results = []
-    for _ in range(2):
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            monkeypatch.setattr(training, "update", without_waiting)
-            results.append(
-                training.train(
-                    SMALL,
-                    config=_config(precision="bf16"),
-                    data_config=AUGMENTED,
-                    dataset=dataset,
-                    seed=0,
-                    device=device,
-                    deterministic=True,
-                    on_epoch=lambda metrics: None,
-                )
-            )
-    assert _numbers(results[0]) == _numbers(results[1])
+    monkeypatch.setattr(graphs.GraphedStep, "__call__", without_waiting)
+    first, second = _train_on_cuda(), _train_on_cuda()
+    assert _numbers(first) == _numbers(second)
+    assert num_replayed == 2 * (4 * 4 - 4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_cuda_graph_learns_as_eager_steps_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Losses of all epochs agree with steps that are never captured."""
+    captured = _train_on_cuda()
+    monkeypatch.setattr(graphs, "_NUM_EAGER", 10**6)
+    eager = _train_on_cuda()
+    assert _numbers(captured) == pytest.approx(_numbers(eager), rel=1e-3)
