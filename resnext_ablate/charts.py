@@ -19,8 +19,8 @@ from resnext_ablate import chart_style as style
 
 MAX_SEEDS_DRAWN = 60
 """With more variants than this only means are drawn."""
-EQUAL_PCT = 10.0
-"""Variants whose FLOPs differ by less than this are held equal."""
+MIN_GROWTH = 1.1
+"""A way to grow a net is shown where its largest has so many times the parameters."""
 
 Currency = Literal["macs", "params"]
 CURRENCIES: dict[Currency, str] = {"macs": "FLOPs", "params": "parameters"}
@@ -80,6 +80,7 @@ def cardinality_data(
     *,
     comparisons: pd.DataFrame,
     paper: pd.DataFrame,
+    equal_pct: float,
 ) -> CardinalityData:
     """Test error against cardinality.
 
@@ -87,10 +88,10 @@ def cardinality_data(
         variants, runs, comparisons: the study's tables.
         paper: the paper's rows that match variants (`variant`, `setting`,
             `cardinality`, `paper_difference`, `model`, `source`); may be empty.
+        equal_pct: FLOPs that differ by no more than this are held equal.
     """
-    main = points_data(
-        variants, runs, x="cardinality", title=_trend_title(variants, comparisons)
-    )
+    title = _trend_title(variants, comparisons, equal_pct=equal_pct)
+    main = points_data(variants, runs, x="cardinality", title=title)
     ours = variants[["variant", "cardinality"]].merge(
         comparisons[["variant", "difference_pct", "ci_low", "ci_high"]],
         on="variant",
@@ -124,16 +125,26 @@ def cardinality_data(
 
 
 def complexity_data(
-    variants: pd.DataFrame, runs: pd.DataFrame, *, currency: Currency
+    variants: pd.DataFrame,
+    runs: pd.DataFrame,
+    *,
+    currency: Currency,
+    equal_pct: float,
 ) -> PointsData:
-    """Test error against FLOPs or parameters."""
+    """Test error against FLOPs or parameters.
+
+    Args:
+        variants, runs: the study's tables.
+        currency: which of the two.
+        equal_pct: differences up to this hold it equal.
+    """
     word = CURRENCIES[currency]
     known = variants.dropna(subset=["test_error_pct_mean"])
     off = off_pct(variants, currency)
     means = known["test_error_pct_mean"]
     if len(known) < 2:
         title = f"Test error and {word} of {_only(known)}"
-    elif off <= EQUAL_PCT:
+    elif off <= equal_pct:
         title = (
             f"{word[0].upper()}{word[1:]} equal within {off:.1f} %, mean test errors "
             f"{means.max() - means.min():.2f} points apart"
@@ -219,7 +230,7 @@ def families_data(variants: pd.DataFrame, runs: pd.DataFrame) -> FamiliesData | 
         members = set(variants.loc[held, "variant"])
         known = all_points.points.dropna(subset=["mean"])
         rows = known[known["variant"].isin(members)].sort_values("x")
-        if len(rows) < 2 or rows["x"].max() < (1 + EQUAL_PCT / 100) * rows["x"].min():
+        if len(rows) < 2 or rows["x"].max() < MIN_GROWTH * rows["x"].min():
             continue
         doublings = rows["x"].map(math.log2)
         slopes[family] = float(stats.linregress(doublings, rows["mean"]).slope)
@@ -238,13 +249,15 @@ def families_data(variants: pd.DataFrame, runs: pd.DataFrame) -> FamiliesData | 
     )
 
 
-def _trend_title(variants: pd.DataFrame, comparisons: pd.DataFrame) -> str:
+def _trend_title(
+    variants: pd.DataFrame, comparisons: pd.DataFrame, *, equal_pct: float
+) -> str:
     known = variants.dropna(subset=["test_error_pct_mean"])
     if len(known) < 2:
         return f"Test error of {_only(known)}"
     best = known.loc[known["test_error_pct_mean"].idxmin()]
     off = off_pct(variants, "macs")
-    held = f" at FLOPs equal within {off:.1f} %" if off <= EQUAL_PCT else ""
+    held = f" at FLOPs equal within {off:.1f} %" if off <= equal_pct else ""
     reference = known[known["is_reference"]]
     if len(reference) == 0 or bool(best["is_reference"]):
         gap = known["test_error_pct_mean"].max() - best["test_error_pct_mean"]

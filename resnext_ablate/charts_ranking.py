@@ -125,23 +125,14 @@ def budgets_data(
         .reset_index()
     )
     points = seeds.groupby("variant", sort=False)[["x", "y"]].mean().reset_index()
-    points["short_rank"] = points["x"].rank(method="min").astype(int)
-    points["long_rank"] = points["y"].rank(method="min").astype(int)
+    points = _with_ranks(points)
     best = points.loc[points["y"].idxmin()]
     ranks = f"{best['variant']}, best after {last}, is {_ordinal(best['short_rank'])}"
-    interval = ""
-    if not np.isnan(agreement.low):
-        interval = f" [{agreement.low:+.2f}, {agreement.high:+.2f}]"
     note = (
-        f"Rank correlation (Kendall's tau) {agreement.tau:+.2f}{interval}. Each large "
-        "mark is a mean, each small dot one seed. The shorter budget is the same run "
-        "stopped early, its learning rate not yet decayed."
+        f"{_tau_note(agreement)} Each large mark is a mean, each small dot one seed. "
+        "The shorter budget is the same run stopped early, its learning rate not yet "
+        "decayed."
     )
-    if not np.isnan(agreement.ceiling):
-        note += (
-            f" If the true orders were equal, seed noise would hold tau at "
-            f"{agreement.ceiling:+.2f}."
-        )
     return BudgetsData(
         title=f"Rank correlation {agreement.tau:+.2f} between {short_epoch} and {last} "
         f"epochs: {ranks} after {short_epoch}",
@@ -153,6 +144,49 @@ def budgets_data(
     )
 
 
+def orders_data(
+    names: tuple[str, str], means: pd.DataFrame, *, agreement: Agreement
+) -> BudgetsData:
+    """Mean test error of each net in one study and in another.
+
+    Args:
+        names: of the studies.
+        means: variant, x, y: the means of nets that both have trained, in percent.
+        agreement: of the two orders.
+    """
+    points = _with_ranks(means.reset_index(drop=True))
+    best = points.loc[points["y"].idxmin()]
+    return BudgetsData(
+        title=f"Rank correlation {agreement.tau:+.2f} between {names[0]} and "
+        f"{names[1]}: {best['variant']}, best in {names[1]}, is "
+        f"{_ordinal(best['short_rank'])} in {names[0]}",
+        note=f"{_tau_note(agreement)} Each mark is the mean of a net's runs.",
+        x_title=f"test error in {names[0]} (%)",
+        y_title=f"in {names[1]} (%)",
+        points=points,
+        seeds=pd.DataFrame(columns=["variant", "seed", "x", "y"]),
+    )
+
+
+def _with_ranks(points: pd.DataFrame) -> pd.DataFrame:
+    return points.assign(
+        short_rank=points["x"].rank(method="min").astype(int),
+        long_rank=points["y"].rank(method="min").astype(int),
+    )
+
+
+def _tau_note(agreement: Agreement) -> str:
+    """Kendall's tau, its interval, and what noise leaves of it."""
+    interval = noise = ""
+    if not np.isnan(agreement.low):
+        interval = f" [{agreement.low:+.2f}, {agreement.high:+.2f}]"
+        noise = (
+            " If the true orders were equal, seed noise would hold tau at "
+            f"{agreement.ceiling:+.2f}."
+        )
+    return f"Rank correlation (Kendall's tau) {agreement.tau:+.2f}{interval}.{noise}"
+
+
 def errors_after(epochs: pd.DataFrame, epoch: int) -> dict[str, list[float]]:
     """Validation errors of all runs after an epoch, by variant."""
     then = epochs[epochs["epoch"] == epoch]
@@ -161,19 +195,25 @@ def errors_after(epochs: pd.DataFrame, epoch: int) -> dict[str, list[float]]:
 
 
 def importance_data(
-    axes: pd.DataFrame, *, is_uniform: bool, sampler: str, method: str
+    axes: pd.DataFrame, *, is_uniform: bool, sampler: str
 ) -> ImportanceData:
     """The axes of a search by how much of the error they explain.
 
     Args:
-        axes: `axis` and `importance`, which sum to about 1.
+        axes: `axis` and `importance`, which sum to about 1; `evaluator`, `seed` and
+            `num_nets`, the same in every row.
         is_uniform, sampler: as for `distribution_data`.
-        method: how the importance was estimated, such as "PED-ANOVA".
     """
     rows = axes.sort_values("importance", ascending=False, ignore_index=True)
-    rows = rows[["axis", "importance"]].head(MAX_AXES)
     first = rows.iloc[0]
-    note = f"Importance by {method}; the axes of a search sum to about 1."
+    note = (
+        f"Importance by {first['evaluator']} (seed {first['seed']}) over "
+        f"{first['num_nets']} nets trained to the end; all axes sum to 1. An axis is "
+        "what the sampler sets: where its value lies among those that still fit."
+    )
+    if len(rows) > MAX_AXES:
+        note += f" The {MAX_AXES} largest of {len(rows)} axes are drawn."
+    rows = rows[["axis", "importance"]].head(MAX_AXES)
     badge = ""
     if not is_uniform:
         badge = f"{BADGE}: chosen by {sampler}"

@@ -1,8 +1,9 @@
 """Two studies side by side: nets of both, each one's differences, settings that differ.
 
-A net that both studies trained is compared directly, all such nets as one family. Nets
-that only one has, such as those of another currency held equal, stand beside each other
-by cardinality, each with its difference from its own study's reference.
+A net that both studies trained is compared directly, all such nets as one family, and
+the orders of such nets by their rank correlation: what short runs say of long ones.
+Nets that only one has, such as those of another currency held equal, stand beside each
+other by cardinality, each with its difference from its own study's reference.
 """
 
 from __future__ import annotations
@@ -12,10 +13,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from resnext_ablate import charts_studies, families, figures_studies, page, report
+from resnext_ablate import (
+    charts_ranking,
+    charts_studies,
+    families,
+    figures_ranking,
+    figures_studies,
+    page,
+    ranks,
+    report,
+)
 from resnext_ablate.config import differences
 from resnext_ablate.gallery import Figure
 from resnext_ablate.page import Column, Table
+from resnext_ablate.ranks import Agreement
 from resnext_ablate.report_page import Evidence
 from resnext_ablate.spec import InputError
 from resnext_ablate.tables import StudyTables
@@ -37,6 +48,10 @@ class StudyPair:
     where the net is the same."""
     settings: pd.DataFrame
     """setting, first, second: those that differ."""
+    agreement: Agreement | None
+    """Of the orders by test error; None where they share fewer than three nets."""
+    ranking: str
+    """The same in words; empty where there is none."""
     figures: tuple[Figure, ...]
 
 
@@ -50,13 +65,33 @@ def compare(first: StudyTables, second: StudyTables) -> StudyPair:
         raise InputError(f"{first.study} cannot be compared with itself.")
     found = (report.evidence_of(first), report.evidence_of(second))
     nets = _nets((first, second), found)
+    agreement = rank_agreement(first, second)
     return StudyPair(
         names=(first.study, second.study),
         verdict=_verdict(nets, (first, second)),
         nets=nets,
         settings=_settings(first, second),
-        figures=_figures((first, second), found),
+        agreement=agreement,
+        ranking=_ranking(agreement),
+        figures=(
+            *_figures((first, second), found),
+            *_ranking_figure((first, second), nets, agreement),
+        ),
     )
+
+
+def rank_agreement(first: StudyTables, second: StudyTables) -> Agreement | None:
+    """How far two studies order the nets that both have trained alike.
+
+    Returns:
+        None where they share fewer than three nets.
+    """
+    orders = []
+    for tables in (first, second):
+        names = dict(zip(tables.nets["variant"], tables.nets["name"], strict=True))
+        errors = _errors(tables)
+        orders.append({names[v]: list(runs.values()) for v, runs in errors.items()})
+    return ranks.agreement(orders[0], orders[1])
 
 
 def write_page(pair: StudyPair, html: Path) -> None:
@@ -66,12 +101,24 @@ def write_page(pair: StudyPair, html: Path) -> None:
         figures=pair.figures,
         tables=page_tables(pair),
         embedded={},
-        words={"names": pair.names, "verdict": pair.verdict},
+        words={
+            "names": pair.names,
+            "verdict": pair.verdict,
+            "ranking": pair.ranking,
+        },
     )
     html.parent.mkdir(parents=True, exist_ok=True)
     temporary = html.with_name(f".{html.name}")
     temporary.write_text(text, encoding="utf-8")
     temporary.replace(html)
+
+
+def _ranking(agreement: Agreement | None) -> str:
+    if agreement is None:
+        return ""
+    count = agreement.num_variants
+    name = f"between their orders of the {count} nets that both trained"
+    return ranks.sentence(agreement, name=name)
 
 
 def page_tables(pair: StudyPair) -> list[Table]:
@@ -290,3 +337,22 @@ def _figures(
         figure = figures_studies.sides_figure(gaps)
         drawn.append(Figure("sides-differences", figure, gaps.title, gaps.note))
     return tuple(drawn)
+
+
+def _ranking_figure(
+    studies: tuple[StudyTables, StudyTables],
+    nets: pd.DataFrame,
+    agreement: Agreement | None,
+) -> tuple[Figure, ...]:
+    """The nets that both trained, by their error here and there."""
+    if agreement is None:
+        return ()
+    columns = ["variant_second", "error_first", "error_second"]
+    means = nets.loc[nets["is_same_net"], columns].dropna()
+    data = charts_ranking.orders_data(
+        (studies[0].study, studies[1].study),
+        means.set_axis(["variant", "x", "y"], axis=1),
+        agreement=agreement,
+    )
+    figure = figures_ranking.budgets_figure(data)
+    return (Figure("sides-ranks", figure, data.title, data.note),)

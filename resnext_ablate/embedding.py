@@ -31,7 +31,7 @@ MAX_EPOCHS = 30_000
 """With more than this it keeps as many of each run."""
 _EPOCH_DIGITS = 5
 _FRAMES = ("nets", "runs", "epochs", "attempts")
-_TRIALS = "trials"  # Of a search alone.
+_TRIALS, _IMPORTANCE = "trials", "importance"  # Of a search alone.
 _FORMAT = 1
 _DATA = ("format", "frames", "study_file", "provenance", "num_planned", "correct")
 _CURVES = ("study", "variant", "seed", "epoch", "train_error_pct", "val_error_pct")
@@ -71,6 +71,7 @@ def to_value(tables: StudyTables) -> dict[str, Any]:
     frames = {name: getattr(tables, name) for name in _FRAMES}
     if tables.search is not None:
         frames[_TRIALS] = tables.search.trials
+        frames[_IMPORTANCE] = tables.search.importance
     return {
         "format": _FORMAT,
         "frames": {name: _frame_value(frame) for name, frame in frames.items()},
@@ -113,7 +114,7 @@ def from_value(value: dict[str, Any]) -> StudyTables:
                 }
                 for variant, runs in value["correct"].items()
             },
-            search=_search(value["frames"].get(_TRIALS)),
+            search=_search(value["frames"]),
             **frames,
         )
     except (KeyError, TypeError, ValueError, ValidationError) as error:
@@ -127,12 +128,17 @@ def checksum(value: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _search(trials: dict[str, Any] | None) -> SearchTables | None:
-    """A search as far as a page needs it: what became of each net."""
-    if trials is None:
+def _search(frames: dict[str, Any]) -> SearchTables | None:
+    """A search as far as a page needs it: what became of each net, what mattered."""
+    if _TRIALS not in frames:
         return None
     nothing = pd.DataFrame()
-    return SearchTables(trials=_frame(trials), runs=nothing, epochs=nothing)
+    return SearchTables(
+        trials=_frame(frames[_TRIALS]),
+        runs=nothing,
+        epochs=nothing,
+        importance=_frame(frames[_IMPORTANCE]),
+    )
 
 
 def _frame_value(frame: pd.DataFrame) -> dict[str, Any]:

@@ -182,10 +182,6 @@ def _budget_ranks(epochs: pd.DataFrame) -> _Effect | None:
 
 
 def _rank_row(name: str, found: ranks.Agreement) -> _Effect:
-    interval = noise = ""
-    if found.low == found.low:
-        interval = f" (95 % interval {found.low:+.2f} to {found.high:+.2f})"
-        noise = f"; with equal true orders seed noise leaves {found.ceiling:.2f}"
     return _Effect(
         effect=f"rank correlation with {name}",
         estimate=found.tau,
@@ -194,7 +190,7 @@ def _rank_row(name: str, found: ranks.Agreement) -> _Effect:
         p_value=float("nan"),
         ceiling=found.ceiling,
         n=found.num_variants,
-        statement=f"Kendall's tau with {name}: {found.tau:+.2f}{interval}{noise}.",
+        statement=ranks.sentence(found, name=f"with {name}"),
     )
 
 

@@ -42,6 +42,7 @@ def draw(
     variants: pd.DataFrame,
     comparisons: pd.DataFrame,
     paper: pd.DataFrame,
+    equal_pct: float,
 ) -> tuple[Figure, ...]:
     """All charts of a study.
 
@@ -50,41 +51,59 @@ def draw(
         epochs: of complete runs.
         variants, comparisons: the study's tables.
         paper: rows of the paper that belong to variants; may be empty.
+        equal_pct: variants whose costs differ by no more than this are held equal.
     """
     complete = runs[runs["state"] == "complete"]
     if complete.empty:
         return ()
     return (
-        *_errors(complete, variants=variants, comparisons=comparisons, paper=paper),
+        *_errors(
+            complete,
+            variants=variants,
+            comparisons=comparisons,
+            paper=paper,
+            equal_pct=equal_pct,
+        ),
         *_compared(
             complete, epochs, variants=variants, comparisons=comparisons, paper=paper
         ),
-        *_costs(runs, complete, variants=variants),
+        *_costs(runs, complete, variants=variants, equal_pct=equal_pct),
         *_ranked(epochs, variants=variants),
     )
 
 
 def draw_search(
-    trials: pd.DataFrame, *, sampler: str, pruner: str
+    trials: pd.DataFrame, importance: pd.DataFrame, *, sampler: str, pruner: str
 ) -> tuple[Figure, ...]:
-    """The distribution of the nets that a search has trained to the end.
+    """The nets that a search has trained to the end, and what mattered in them.
 
     Args:
         trials: one row per net tried: variant, state, val_error_pct.
+        importance: axis, importance, evaluator, seed, num_nets; may be empty.
         sampler, pruner: how nets were chosen, and how the worse ones were stopped.
     """
     ended = trials[trials["state"] == "complete"].dropna(subset=["val_error_pct"])
     if len(ended) < charts_ranking.MIN_DISTRIBUTION:
         return ()
     stopped = trials["state"].eq("pruned").any()
+    is_uniform = sampler == "random" and not stopped
+    chosen_by = f"{sampler} and {pruner}" if stopped else sampler
     data = charts_ranking.distribution_data(
         ended[["variant", "val_error_pct"]].set_axis(["variant", "error"], axis=1),
-        is_uniform=sampler == "random" and not stopped,
-        sampler=f"{sampler} and {pruner}" if stopped else sampler,
+        is_uniform=is_uniform,
+        sampler=chosen_by,
         measure="validation error",
     )
     drawn = _figure("search-nets", figures_ranking.distribution_figure, data)
-    return (drawn,)
+    if importance.empty:
+        return (drawn,)
+    shares = charts_ranking.importance_data(
+        importance, is_uniform=is_uniform, sampler=chosen_by
+    )
+    return (
+        drawn,
+        _figure("search-importance", figures_ranking.importance_figure, shares),
+    )
 
 
 def _errors(
@@ -93,16 +112,23 @@ def _errors(
     variants: pd.DataFrame,
     comparisons: pd.DataFrame,
     paper: pd.DataFrame,
+    equal_pct: float,
 ) -> Iterator[Figure]:
     if variants["cardinality"].nunique() > 1:
         data = charts.cardinality_data(
-            variants, complete, comparisons=comparisons, paper=paper
+            variants,
+            complete,
+            comparisons=comparisons,
+            paper=paper,
+            equal_pct=equal_pct,
         )
         yield _figure("error-cardinality", figures.cardinality_figure, data)
     if families := charts.families_data(variants, complete):
         yield _figure("families", figures.families_figure, families)
     for currency in charts.CURRENCIES if len(variants) > 1 else ():
-        points = charts.complexity_data(variants, complete, currency=currency)
+        points = charts.complexity_data(
+            variants, complete, currency=currency, equal_pct=equal_pct
+        )
         yield _figure(f"error-{currency}", figures.points_figure, points)
 
 
@@ -129,11 +155,15 @@ def _compared(
 
 
 def _costs(
-    runs: pd.DataFrame, complete: pd.DataFrame, *, variants: pd.DataFrame
+    runs: pd.DataFrame,
+    complete: pd.DataFrame,
+    *,
+    variants: pd.DataFrame,
+    equal_pct: float,
 ) -> Iterator[Figure]:
     costs = charts_cost.costs_data(variants, complete)
     yield _figure("costs", figures_cost.costs_figure, costs)
-    held_equal = charts.off_pct(variants, "macs") <= charts.EQUAL_PCT
+    held_equal = charts.off_pct(variants, "macs") <= equal_pct
     if held_equal and variants["cardinality"].nunique() > 1:
         time = charts_cost.time_data(variants, complete)
         yield _figure("time-cardinality", figures.points_figure, time)

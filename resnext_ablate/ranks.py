@@ -79,6 +79,15 @@ def agreement(
     )
 
 
+def sentence(found: Agreement, *, name: str) -> str:
+    """Such as "Kendall's tau with the paper's order: +0.60 (95 % interval ...)."."""
+    interval = noise = ""
+    if not math.isnan(found.low):
+        interval = f" (95 % interval {found.low:+.2f} to {found.high:+.2f})"
+        noise = f"; with equal true orders seed noise leaves {found.ceiling:.2f}"
+    return f"Kendall's tau {name}: {found.tau:+.2f}{interval}{noise}."
+
+
 @dataclass(frozen=True)
 class _Ranking:
     """Means of variants with their noise."""

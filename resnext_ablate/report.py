@@ -126,12 +126,13 @@ def evidence_of(tables: StudyTables) -> Evidence:
     images = images_table(by_image)
     rows = paper.matched_rows(tables.nets, key=tables.config.report.paper)
     epochs = epochs_of(tables.epochs, complete)
+    equal_pct = tables.config.net.tolerance_pct
     effects = findings.effects_table(
         errors_by_seed(tables.nets, complete),
         variants=variants,
         epochs=epochs,
         paper=rows,
-        is_matched=_differ_in_cardinality(variants),
+        is_matched=_differ_in_cardinality(variants, equal_pct=equal_pct),
     )
     to_reference = comparisons["reference"] == _reference(tables.nets)
     against = comparisons[to_reference].reset_index(drop=True)
@@ -149,6 +150,7 @@ def evidence_of(tables: StudyTables) -> Evidence:
                 variants=variants,
                 comparisons=against,
                 paper=rows,
+                equal_pct=equal_pct,
             ),
             *_search_figures(tables),
         ),
@@ -166,13 +168,16 @@ def _search_figures(tables: StudyTables) -> tuple[gallery.Figure, ...]:
         return ()
     how = tables.config.search
     return gallery.draw_search(
-        tables.search.trials, sampler=how.sampler, pruner=how.pruner
+        tables.search.trials,
+        tables.search.importance,
+        sampler=how.sampler,
+        pruner=how.pruner,
     )
 
 
-def _differ_in_cardinality(variants: pd.DataFrame) -> bool:
+def _differ_in_cardinality(variants: pd.DataFrame, *, equal_pct: float) -> bool:
     """Whether nothing but cardinality and width varies, at equal FLOPs."""
-    held = charts.off_pct(variants, "macs") <= charts.EQUAL_PCT
+    held = charts.off_pct(variants, "macs") <= equal_pct
     shape = variants[["depth", "template_width"]].drop_duplicates()
     return held and len(shape) == 1
 

@@ -99,6 +99,7 @@ def of_pair(pair: StudyPair, *, html: Path) -> Answer:
             "page": str(html),
             "nets": answers.rows_of(nets),
             "settings": answers.rows_of(settings),
+            "rank_correlation": asdict(pair.agreement) if pair.agreement else None,
         },
         header=(
             first,
@@ -112,7 +113,9 @@ def of_pair(pair: StudyPair, *, html: Path) -> Answer:
         ),
         rows=rows,
         closing="\n".join(
-            line for line in (pair.verdict, differ, f"page: {html}") if line
+            line
+            for line in (pair.verdict, pair.ranking, differ, f"page: {html}")
+            if line
         ),
     )
 

@@ -21,6 +21,7 @@ from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from resnext_ablate.importance import Importance
 from resnext_ablate.records import NetRecord, Trial
 from resnext_ablate.search import (
     SearchSpace,
@@ -33,6 +34,10 @@ from resnext_ablate.search_config import SearchConfig
 from resnext_ablate.spec import ResNeXtSpec
 
 Stopped = Literal["pruned", "failed"]
+
+MIN_NETS_OF_IMPORTANCE = 8
+"""Fewer nets than this say nothing of what matters."""
+_FANOVA_SEED = 0
 
 # Attributes of a trial: its net's place in the search; the step where it was stopped.
 _NUMBER, _STOPPED_AT = "search_number", "stopped_at_step"
@@ -187,6 +192,31 @@ def tell_stopped(
     optuna.Trial(nets, trial._trial_id).set_user_attr("reason", reason)
     states = {"pruned": TrialState.PRUNED, "failed": TrialState.FAIL}
     nets.tell(trial.number, state=states[state])
+
+
+def importance(nets: optuna.Study) -> Importance | None:
+    """What each axis explains of the validation errors of the nets trained to the end.
+
+    Returns:
+        None where there are too few nets, or all are alike.
+    """
+    complete = nets.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    if len(complete) < MIN_NETS_OF_IMPORTANCE:
+        return None
+    try:
+        shares = optuna.importance.get_param_importances(
+            nets,
+            evaluator=optuna.importance.FanovaImportanceEvaluator(seed=_FANOVA_SEED),
+            target=lambda trial: trial.values[0],
+        )
+    except (RuntimeError, ValueError):  # The errors do not vary.
+        return None
+    return Importance(
+        evaluator="fANOVA",
+        seed=_FANOVA_SEED,
+        num_nets=len(complete),
+        shares={name: float(share) for name, share in shares.items()},
+    )
 
 
 def _pruner(config: SearchConfig, *, num_rungs: int) -> BasePruner:

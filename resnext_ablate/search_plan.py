@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from resnext_ablate import records, sampling, variants
 from resnext_ablate.axes import space_around, windows_around
 from resnext_ablate.config import StudyConfig
+from resnext_ablate.importance import write_importance
 from resnext_ablate.outcomes import TrialOutcome, chosen, trial_outcomes
 from resnext_ablate.records import Cell, EpochRecord, NetRecord, Plan, RunRecord, Trial
 from resnext_ablate.rungs import Rungs, epochs_to_wait, errors_at
@@ -176,6 +177,14 @@ class SearchPlan:
         trial = self._trial_of(run.variant, run.seed)
         if trial is not None:
             self._follow(trial.number)
+
+    def write_importance(self) -> None:
+        """Keeps what each axis explains, once every net has ended."""
+        whole = len(self._plan.trials) == self._search.num_trials
+        if whole and all(one.is_ended for one in self._outcomes()):
+            found = sampling.importance(self._nets)
+            if found is not None:
+                write_importance(found, self._folder)
 
     def _ask(self) -> Cell:
         number = len(self._plan.trials)

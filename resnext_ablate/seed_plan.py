@@ -17,6 +17,9 @@ from resnext_ablate.records import Cell, EpochRecord, NetRecord, Plan, RunRecord
 from resnext_ablate.spec import spec_from_dict
 from resnext_ablate.verdicts import Rules
 
+FIXED = ("run.seeds", "net.cardinality", "net.variants", "report")
+"""What looks rest on: settings that cannot change once a study has begun."""
+
 
 def cells_of(nets: Sequence[NetRecord], *, seeds: Sequence[int]) -> tuple[Cell, ...]:
     """Every net with every seed, seed by seed."""

@@ -26,6 +26,7 @@ from resnext_ablate import (
     looks,
     preparation,
     records,
+    seed_plan,
     sinks,
     storage,
     trials,
@@ -38,7 +39,7 @@ from resnext_ablate.progress import Progress
 from resnext_ablate.records import Cell, NetRecord, Plan
 from resnext_ablate.schedule import Schedule
 from resnext_ablate.search_plan import SearchPlan, space_of
-from resnext_ablate.seed_plan import SeedPlan, cells_of
+from resnext_ablate.seed_plan import SeedPlan
 from resnext_ablate.spec import InputError
 
 # What may differ from the study file of earlier results: these add runs, or do not
@@ -65,12 +66,6 @@ _MAY_CHANGE = (
     "run.lease_s",
     "run.storage",
     "run.sinks",
-)
-# Looks and their levels are fixed before the first run.
-_MAY_CHANGE_IF_ADAPTIVE = tuple(
-    key
-    for key in _MAY_CHANGE
-    if key not in ("run.seeds", "net.cardinality", "net.variants", "report")
 )
 # More trials go on with a search; other seeds or tolerances would be another one.
 _MAY_CHANGE_IN_SEARCH = (
@@ -182,13 +177,13 @@ def _first_cells(config: StudyConfig, nets: tuple[NetRecord, ...]) -> tuple[Cell
         return ()
     is_adaptive = config.run.seeds == "adaptive"
     seeds = range(looks.FIRST_SEEDS) if is_adaptive else config.run.seed_list()
-    return cells_of(nets, seeds=seeds)
+    return seed_plan.cells_of(nets, seeds=seeds)
 
 
 def with_all_cells(prepared: PreparedStudy) -> PreparedStudy:
     """An ablation with every cell that it can come to, those of later looks too."""
     seeds = prepared.config.run.seed_list()
-    cells = cells_of(prepared.plan.nets, seeds=seeds)
+    cells = seed_plan.cells_of(prepared.plan.nets, seeds=seeds)
     return replace(prepared, plan=replace(prepared.plan, cells=cells))
 
 
@@ -319,6 +314,8 @@ def _carry_out(
             grower=grower,
         )
         schedule.run(should_stop=should_stop)
+    if isinstance(grower, SearchPlan):
+        grower.write_importance()
     if ledger.was_silent:
         # Whatever was written without an answer, the run files know better.
         plan = grower.plan if grower else plan
@@ -360,7 +357,7 @@ def _resolve(
 def _check_comparable(old: StudyConfig, new: StudyConfig) -> None:
     free = _MAY_CHANGE if new.kind == "ablation" else _MAY_CHANGE_IN_SEARCH
     if "adaptive" in (old.run.seeds, new.run.seeds):
-        free = (*_MAY_CHANGE_IF_ADAPTIVE, "report.paper")
+        free = (*(key for key in free if key not in seed_plan.FIXED), "report.paper")
     changed = "\n  ".join(differences(old, new, may_change=free))
     if changed:
         raise InputError(

@@ -16,6 +16,7 @@ import pandas as pd
 from resnext_ablate.attempts import AttemptRecord, lost_by_cell, read_attempts
 from resnext_ablate.certificate import DeviceCosts, NetCost, read_costs
 from resnext_ablate.config import StudyConfig, load_study
+from resnext_ablate.importance import Importance, read_importance
 from resnext_ablate.outcomes import chosen, trial_outcomes
 from resnext_ablate.records import (
     STUDY_FILE,
@@ -38,6 +39,8 @@ class SearchTables:
     runs: pd.DataFrame
     """One row per finished run, pruned ones included."""
     epochs: pd.DataFrame
+    importance: pd.DataFrame
+    """axis, importance, evaluator, seed, num_nets; empty until every net has ended."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,9 @@ def read_tables(folder: Path) -> StudyTables:
     lost = read_attempts(folder)
     search = None
     if config.kind == "search":
-        search = _search_tables(config, plan, runs, attempts=lost)
+        search = _search_tables(
+            config, plan, runs, attempts=lost, found=read_importance(folder)
+        )
         plan = _confirming(plan, seeds=config.confirm_seeds())
         planned = {cell.id for cell in plan.cells}
         runs = tuple(run for run in runs if run.cell in planned)
@@ -139,6 +144,7 @@ def _search_tables(
     runs: Sequence[RunRecord],
     *,
     attempts: Sequence[AttemptRecord],
+    found: Importance | None,
 ) -> SearchTables:
     assert config.search is not None
     seeds = config.run.seed_list()
@@ -171,7 +177,19 @@ def _search_tables(
         trials=pd.DataFrame(rows) if rows else pd.DataFrame(columns=_TRIAL_COLUMNS),
         runs=_runs_frame(config.name, plan, own, attempts=attempts),
         epochs=_epochs_frame(config.name, own),
+        importance=_importance_frame(found),
     )
+
+
+def _importance_frame(found: Importance | None) -> pd.DataFrame:
+    """One row per axis, in the order of their importance."""
+    columns = {"axis": str, "importance": float}
+    how = {"evaluator": str, "seed": int, "num_nets": int}
+    rows = list(found.shares.items()) if found else []
+    frame = pd.DataFrame(rows, columns=list(columns)).assign(
+        **{key: getattr(found, key) if found else None for key in how}
+    )
+    return frame.astype(columns | how)
 
 
 def _correct(

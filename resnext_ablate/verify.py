@@ -319,8 +319,9 @@ def _compare_files(inside: StudyTables, files: StudyTables) -> Iterator[Finding]
             getattr(inside, name), getattr(files, name), name=name, keys=keys
         )
     if inside.search is not None and files.search is not None:
-        here, there = inside.search.trials, files.search.trials
-        yield from _compare_frames(here, there, name="trials", keys=["variant"])
+        for name, key in (("trials", "variant"), ("importance", "axis")):
+            here, there = getattr(inside.search, name), getattr(files.search, name)
+            yield from _compare_frames(here, there, name=name, keys=[key])
 
 
 def _packed_bits(tables: StudyTables) -> Any:

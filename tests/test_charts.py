@@ -59,7 +59,7 @@ PAPER = pd.DataFrame(
 def test_points_hold_every_seed_and_mean(frames: Frames) -> None:
     """Means, intervals and single seeds are those of the runs."""
     variants, runs, _ = frames
-    data = charts.complexity_data(variants, runs, currency="macs")
+    data = charts.complexity_data(variants, runs, currency="macs", equal_pct=5)
     assert len(data.seeds) == len(runs) == 15
     by_hand = runs.groupby("variant")["test_error_pct"].mean()
     points = data.points.set_index("variant")
@@ -73,7 +73,7 @@ def test_titles_state_what_the_data_show(frames: Frames) -> None:
     """Titles name the best variant, its lead, what is held and what is not."""
     variants, runs, comparisons = frames
     main = charts.cardinality_data(
-        variants, runs, comparisons=comparisons, paper=PAPER.iloc[:0]
+        variants, runs, comparisons=comparisons, paper=PAPER.iloc[:0], equal_pct=5
     )
     means = variants.set_index("variant")["test_error_pct_mean"]
     best = means.idxmin()
@@ -83,10 +83,16 @@ def test_titles_state_what_the_data_show(frames: Frames) -> None:
         "points below 1x16d (better)"
     )
     apart = means.max() - means.min()
-    flops = charts.complexity_data(variants, runs, currency="macs")
+    flops = charts.complexity_data(variants, runs, currency="macs", equal_pct=5)
     assert flops.title == (
         f"FLOPs equal within 2.6 %, mean test errors {apart:.2f} points apart"
     )
+    strict = charts.complexity_data(variants, runs, currency="macs", equal_pct=2.5)
+    assert "equal" not in strict.title
+    strict_main = charts.cardinality_data(
+        variants, runs, comparisons=comparisons, paper=PAPER, equal_pct=2.5
+    )
+    assert "equal" not in strict_main.title
     time = charts_cost.time_data(variants, runs)
     assert time.title.startswith("Equal FLOPs, unequal time: 32x1d takes 2.8 times")
     assert time.log2_x
@@ -100,7 +106,7 @@ def test_error_against_unequal_flops() -> None:
     tables.nets["macs"] = [round(47e6 * factor) for factor in growth]
     tables.nets["macs_error_pct"] = [100 * (factor - 1) for factor in growth]
     variants, runs, _ = _frames(tables)
-    data = charts.complexity_data(variants, runs, currency="macs")
+    data = charts.complexity_data(variants, runs, currency="macs", equal_pct=5)
     assert data.title == "Test error falls with FLOPs (rank correlation -1.00)"
     costs = charts_cost.costs_data(variants, runs)
     assert costs.title.startswith("FLOPs differ by a factor of 16.00, activations ")
@@ -109,7 +115,9 @@ def test_error_against_unequal_flops() -> None:
 def test_paper_is_shown_as_differences(frames: Frames) -> None:
     """The paper's errors never share an axis with ours, its differences do."""
     variants, runs, comparisons = frames
-    data = charts.cardinality_data(variants, runs, comparisons=comparisons, paper=PAPER)
+    data = charts.cardinality_data(
+        variants, runs, comparisons=comparisons, paper=PAPER, equal_pct=5
+    )
     paper = data.differences[data.differences["source"] == "paper"]
     assert paper["difference"].tolist() == [0.0, -0.9, -1.7]
     ours = data.differences[data.differences["source"] == "ours"]
@@ -160,7 +168,7 @@ def test_many_variants_are_thinned_and_say_so() -> None:
     """Beyond what can be read, less is drawn and the note tells how much."""
     tables = synthetic.study(num_variants=70, num_seeds=2, num_epochs=4, paper=None)
     variants, runs, comparisons = _frames(tables)
-    points = charts.complexity_data(variants, runs, currency="params")
+    points = charts.complexity_data(variants, runs, currency="params", equal_pct=5)
     assert points.seeds.empty
     assert "70 variants" in points.note
     curves = charts_compare.curves_data(tables.epochs, variants)
@@ -175,7 +183,7 @@ def test_many_variants_are_thinned_and_say_so() -> None:
 def test_one_run_has_no_interval() -> None:
     """With one seed points are drawn without bars, and the note says why."""
     variants, runs, _ = _frames(synthetic.study(num_seeds=1))
-    data = charts.complexity_data(variants, runs, currency="macs")
+    data = charts.complexity_data(variants, runs, currency="macs", equal_pct=5)
     assert data.points["low"].isna().all()
     assert "one run only" in data.note
     bars = figures.points_figure(data).data[-1].error_y
@@ -224,6 +232,7 @@ def test_labels_cannot_carry_markup(frames: Frames) -> None:
         variants=variants,
         comparisons=comparisons,
         paper=PAPER.iloc[:0],
+        equal_pct=5,
     )
     # The reference itself is not among the differences.
     drawn_figures = [one.figure for one in drawn if one.key != "differences"]
@@ -395,6 +404,17 @@ def test_distribution_band_is_the_bootstrap_of_shares() -> None:
     assert not figures_ranking.distribution_figure(data).layout.annotations
 
 
+IMPORTANCE = pd.DataFrame(
+    {
+        "axis": ["depth", "width"],
+        "importance": [0.2, 0.8],
+        "evaluator": "fANOVA",
+        "seed": 0,
+        "num_nets": 12,
+    }
+)
+
+
 def test_searched_nets_carry_a_badge() -> None:
     """What a search has drawn is never shown as the space: title, note and plot."""
     nets = pd.DataFrame({"variant": list("abcdefgh"), "error": range(8)})
@@ -405,12 +425,16 @@ def test_searched_nets_carry_a_badge() -> None:
     assert "chosen by TPE" in data.note
     (badge,) = figures_ranking.distribution_figure(data).layout.annotations
     assert badge.text == "not a uniform sample: chosen by TPE"
-    axes = pd.DataFrame({"axis": ["depth", "width"], "importance": [0.2, 0.8]})
     importance = charts_ranking.importance_data(
-        axes, is_uniform=False, sampler="TPE", method="PED-ANOVA"
+        IMPORTANCE, is_uniform=False, sampler="TPE"
     )
     assert importance.axes["axis"].tolist() == ["width", "depth"]
-    assert importance.title.startswith("width explains most")
+    assert importance.axes["importance"].tolist() == [0.8, 0.2]
+    assert importance.title == (
+        "width explains most of the validation error (80 % of what the axes explain)"
+    )
+    assert "fANOVA (seed 0) over 12 nets" in importance.note
+    assert "where TPE looked" in importance.note
     drawn = figures_ranking.importance_figure(importance)
     assert drawn.layout.annotations[-1].text == badge.text
 
@@ -450,6 +474,7 @@ def test_a_study_gets_its_charts_in_reading_order(frames: Frames) -> None:
         variants=variants,
         comparisons=comparisons,
         paper=PAPER,
+        equal_pct=5,
     )
     assert [one.key for one in drawn] == [
         "error-cardinality",
@@ -486,10 +511,14 @@ def test_search_shows_its_nets_for_what_they_are(
             "val_error_pct": [float(i) for i in range(12)],
         }
     )
-    (drawn,) = gallery.draw_search(trials, sampler=sampler, pruner="asha")
+    drawn, importance = gallery.draw_search(
+        trials, IMPORTANCE, sampler=sampler, pruner="asha"
+    )
+    assert importance.figure.data[0].x.tolist() == [0.8, 0.2]
     assert drawn.title.startswith(f"Half of {12 - num_pruned} nets have a validation")
     assert [one.text for one in drawn.figure.layout.annotations] == (
         [badge] if badge else []
     )
     few = trials.iloc[-4:]
-    assert gallery.draw_search(few, sampler=sampler, pruner="asha") == ()
+    nothing = IMPORTANCE.iloc[:0]
+    assert gallery.draw_search(few, nothing, sampler=sampler, pruner="asha") == ()

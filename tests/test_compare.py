@@ -99,6 +99,45 @@ def test_single_runs_claim_nothing() -> None:
     assert nets["change_interval"].isna().all()
 
 
+def test_orders_of_shared_nets_are_correlated(tmp_path: Path) -> None:
+    """Short against long: tau with interval and noise ceiling, in words and drawn."""
+    first = synthetic.study(sd=0.3, num_seeds=5)
+    second = other(first)
+    turned = {"1x16d": 0.0, "2x10d": -2.0}  # The second best of the others by far.
+    shift = second.runs["variant"].map(turned).fillna(0.0)
+    second.runs["test_error_pct"] += shift
+    pair = compare(first, second)
+    assert pair.agreement is not None
+    # One net passes three others: three of ten pairs turn.
+    assert pair.agreement.tau == pytest.approx((10 - 2 * 3) / 10)
+    assert pair.agreement.low < 0.4 < pair.agreement.high
+    assert 0.8 < pair.agreement.ceiling <= 1
+    said = pair.ranking
+    assert said.startswith(
+        "Kendall's tau between their orders of the 5 nets that both trained: +0.40 (95"
+    )
+    assert "seed noise leaves" in said
+    chart = pair.figures[-1]
+    assert chart.key == "sides-ranks"
+    assert chart.title == (
+        "Rank correlation +0.40 between synthetic and other: 2x10d, best in other, is "
+        "4th in synthetic"
+    )
+    write_page(pair, tmp_path / "both.html")
+    assert "their orders of the 5" in (tmp_path / "both.html").read_text().replace(
+        "\u00a0", " "
+    )
+
+
+def test_few_shared_nets_have_no_order() -> None:
+    """Two nets in both studies say nothing of their orders."""
+    first = synthetic.study(num_variants=2)
+    pair = compare(first, other(first))
+    assert pair.agreement is None
+    assert pair.ranking == ""
+    assert [one.key for one in pair.figures] == ["sides-errors", "sides-differences"]
+
+
 def test_a_study_is_not_compared_with_itself() -> None:
     """The same study twice is a slip, and says so."""
     tables = synthetic.study()
@@ -115,7 +154,7 @@ def test_page_shows_both(tmp_path: Path) -> None:
     text = html.read_text(encoding="utf-8")
     assert "synthetic and other" in text
     assert not re.search(r"(?:src|href)=\"(?!#)", text)
-    for one in pair.figures:
+    for one in pair.figures[:2]:
         lines = [t for t in one.figure.data if t.mode and t.mode.startswith("lines")]
         assert len({trace.marker.symbol for trace in lines}) == 2
         assert len({trace.line.dash for trace in lines}) == 2

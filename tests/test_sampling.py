@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.distributions import FloatDistribution
+from optuna.trial import TrialState, create_trial
 from search_parts import net, open_runs
 
 from resnext_ablate import sampling
@@ -234,3 +236,39 @@ def test_window_is_not_vacuous(space: SearchSpace) -> None:
         space.feasible.count
         < search_space(space.feasible.space, [everything]).feasible.count
     )
+
+
+def told(*errors: tuple[float, float]) -> optuna.Study:
+    """A finished search whose error is a function of its axes."""
+    rng = np.random.default_rng(0)
+    nets = optuna.create_study()
+    weight_of = {"cardinality_1": 0, "width_1": 1}
+    for weights in errors:
+        params = {name: float(rng.random()) for name in weight_of}
+        value = sum(weights[at] * params[name] for name, at in weight_of.items())
+        one = create_trial(
+            state=TrialState.COMPLETE,
+            params=params,
+            distributions={name: FloatDistribution(0, 1) for name in params},
+            value=value,
+        )
+        nets.add_trial(one)
+    return nets
+
+
+def test_importance_names_the_axis_that_matters() -> None:
+    """An error that follows one axis is explained by it, by every call alike."""
+    nets = told(*[(1.0, 10.0)] * 30)
+    found = sampling.importance(nets)
+    assert found is not None
+    assert (found.evaluator, found.seed, found.num_nets) == ("fANOVA", 0, 30)
+    assert list(found.shares) == ["width_1", "cardinality_1"]
+    assert found.shares["width_1"] > 0.9
+    assert sum(found.shares.values()) == pytest.approx(1)
+    assert sampling.importance(nets) == found
+
+
+def test_importance_is_silent_where_nothing_is_known() -> None:
+    """Seven nets are too few, and equal errors have nothing to explain."""
+    assert sampling.importance(told(*[(1.0, 10.0)] * 7)) is None
+    assert sampling.importance(told(*[(0.0, 0.0)] * 9)) is None

@@ -18,6 +18,7 @@ from resnext_ablate import model, records, storage
 from resnext_ablate.complexity import complexity
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.data import DataInfo
+from resnext_ablate.importance import read_importance
 from resnext_ablate.names import parse_spec
 from resnext_ablate.outcomes import trial_outcomes
 from resnext_ablate.records import Cell, Plan, RunRecord
@@ -399,3 +400,28 @@ def test_reference_itself_may_be_found(tmp_path: Path) -> None:
     assert parse_spec(names[0]).setting == "2x8d"
     assert plan.trials[0].variant == plan.nets[0].variant
     assert len(set(names)) == len(names)
+
+
+def test_a_finished_search_keeps_what_its_axes_explain(tmp_path: Path) -> None:
+    """Once every net has ended, and not before, the importance is in a file."""
+    config = study(pruner="none", num_trials=9)
+    plan, simulation = unbroken(tmp_path, config)
+
+    def grower(config: StudyConfig) -> SearchPlan:
+        return SearchPlan(
+            plan,
+            named=simulation.named,
+            config=resolved(config),
+            folder=tmp_path,
+            runs=open_runs(tmp_path, name="hunt"),
+        )
+
+    grower(study(pruner="none", num_trials=10)).write_importance()
+    assert read_importance(tmp_path) is None
+    grower(config).write_importance()
+    found = read_importance(tmp_path)
+    assert found is not None and found.num_nets == 9
+    assert sum(found.shares.values()) == pytest.approx(1)
+    (tmp_path / "importance.json").write_text("{}")
+    with pytest.raises(InputError, match=r"importance\.json: damaged"):
+        read_importance(tmp_path)

@@ -15,7 +15,7 @@ def search(*rows: tuple[str, float | None, float | None, bool]) -> SearchTables:
     trials = pd.DataFrame(rows, columns=names)
     trials.insert(0, "variant", [f"net{number}" for number in range(len(rows))])
     nothing = pd.DataFrame()
-    return SearchTables(trials=trials, runs=nothing, epochs=nothing)
+    return SearchTables(trials=trials, runs=nothing, epochs=nothing, importance=nothing)
 
 
 FINISHED = search(

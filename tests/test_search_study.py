@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from resnext_ablate import records
+from resnext_ablate import records, report, verify
 from resnext_ablate.complexity import complexity
+from resnext_ablate.importance import Importance, write_importance
 from resnext_ablate.spec import spec_from_dict
+from resnext_ablate.tables import read_tables
 
 SEARCH = """\
 name = "hunt"
@@ -281,3 +285,21 @@ def test_two_aims_with_two_executors(tmp_path: Path) -> None:
         assert nets[row["trial"]].values == pytest.approx(
             [row["val_error_pct"], row["step_time_ms"]]
         )
+
+
+def test_importance_is_held_to_its_file(unbroken: Path, tmp_path: Path) -> None:
+    """A report embeds the importance, and `verify` finds one that differs."""
+    folder = tmp_path / "hunt"
+    shutil.copytree(unbroken / "results" / "hunt", folder)
+    shares = {"width_1": 0.75, "cardinality_1": 0.25}
+    found = Importance(evaluator="fANOVA", seed=0, num_nets=8, shares=shares)
+    write_importance(found, folder)
+    html = report.write_report(read_tables(folder), folder=folder).html
+    assert verify.verify(html).findings == ()
+    other = replace(found, shares={"width_1": 0.7, "cardinality_1": 0.3})
+    write_importance(other, folder)
+    checked = verify.verify(html)
+    assert [one.where for one in checked.findings] == [
+        "importance of width_1, by the run files",
+        "importance of cardinality_1, by the run files",
+    ]
