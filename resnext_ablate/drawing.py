@@ -79,6 +79,76 @@ def names_beside(variants: pd.Series) -> list[str]:
     return [f"\u00a0{style.safe(v)}\u00a0\u00a0\u00a0" for v in variants]
 
 
+def colors_of(variants: pd.Series, marks: dict[str, style.Mark]) -> list[str]:
+    """A colour for each row; many variants share one."""
+    few = len(marks) <= style.MAX_LABELLED
+    return [marks[v].color if few else style.COLORS[0] for v in variants]
+
+
+def draw_means(
+    figure: go.Figure,
+    points: pd.DataFrame,
+    *,
+    x: pd.Series,
+    y: pd.Series,
+    marks: dict[str, style.Mark],
+    shown: Sequence[str],
+    more_shown: str = "",
+    has_names: bool = True,
+    places: Sequence[str] | None = None,
+    error_y: dict[str, object] | None = None,
+    opacities: Sequence[float] | None = None,
+    axis: str = "y",
+) -> None:
+    """A large mark for each variant, with its name where they are few.
+
+    Args:
+        marks: of all variants of the chart.
+        shown: what hovering tells of each.
+        more_shown: what it tells after that, in plotly's template language.
+        has_names: whether few variants are named beside their points.
+        places: of the names; None: beside the points, where there is room.
+        error_y: as `bars` makes them.
+    """
+    few = len(marks) <= style.MAX_LABELLED
+    named = few and has_names
+    if named and places is None:
+        places = name_places(x, y)
+    figure.add_scatter(
+        x=x,
+        y=y,
+        yaxis=axis,
+        customdata=linked(points),
+        mode="markers+text" if named else "markers",
+        marker={
+            "size": 11 if few else 6,
+            "color": colors_of(points["variant"], marks),
+            "symbol": [marks[v].symbol if few else "circle" for v in points["variant"]],
+            "opacity": opacities,
+        },
+        error_y=error_y,
+        text=names_beside(points["variant"]) if named else None,
+        textposition=places if named else None,
+        hovertext=shown,
+        hovertemplate=f"%{{hovertext}}{more_shown}<extra></extra>",
+        cliponaxis=False,
+    )
+
+
+def draw_key(figure: go.Figure, entries: Sequence[str]) -> None:
+    """Names with their marks, above the plot."""
+    figure.add_annotation(
+        text="   ".join(entries),
+        x=0,
+        xref="paper",
+        y=1,
+        yref="paper",
+        xanchor="left",
+        yanchor="bottom",
+        showarrow=False,
+    )
+
+
 def name_places(x: pd.Series, y: pd.Series) -> list[str]:
     """Labels right of their points, or left where the right side is taken."""
     width, height = (max(float(np.ptp(v)), 1e-9) for v in (x, y))

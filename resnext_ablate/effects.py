@@ -19,6 +19,7 @@ from scipy import special
 from resnext_ablate.stats import ALPHA, Floats, pooled_sd, spread
 
 _NUM_DRAWS = 20_000
+_MANY = 40
 
 
 @dataclass(frozen=True)
@@ -151,9 +152,16 @@ def _largest_p(seen: float, *, changes: Floats, sizes: Floats) -> float:
     """How often the largest change under a straight line is at least that seen."""
     rng = np.random.default_rng(0)
     df = float(sizes.sum() - len(sizes))
-    noise = rng.standard_normal((_NUM_DRAWS, len(sizes))) / np.sqrt(sizes)
+    if len(sizes) <= _MANY:
+        noise = rng.standard_normal((_NUM_DRAWS, len(sizes))) / np.sqrt(sizes)
+        drawn = noise @ changes.T
+    else:
+        # The same distribution, from as many draws as there are knots.
+        values, vectors = np.linalg.eigh((changes / sizes) @ changes.T)
+        factor = vectors * np.sqrt(np.maximum(values, 0.0))
+        drawn = rng.standard_normal((_NUM_DRAWS, len(values))) @ factor.T
     sd = np.sqrt(rng.chisquare(df, _NUM_DRAWS) / df)
-    largest = np.abs(noise @ changes.T).max(axis=1) / sd
+    largest = np.abs(drawn).max(axis=1) / sd
     return (1 + int((largest >= seen).sum())) / (1 + _NUM_DRAWS)
 
 

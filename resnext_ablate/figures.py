@@ -11,12 +11,14 @@ from resnext_ablate import chart_style as style
 from resnext_ablate.charts import CardinalityData, FamiliesData, PointsData
 from resnext_ablate.drawing import (
     bars,
+    colors_of,
     descriptions,
+    draw_key,
+    draw_means,
     draw_seeds,
     glyph,
     linked,
     name_places,
-    names_beside,
 )
 
 _MAX_NAMED_TICKS = 6
@@ -104,9 +106,7 @@ def draw_points(
     known = data.points.dropna(subset=["mean"])
     if known.empty:
         return
-    few = len(data.points) <= style.MAX_LABELLED
     marks = style.marks(data.points["variant"].tolist())
-    plain = style.Mark(style.COLORS[0], "circle")
     if data.log2_x and known["x"].is_unique:
         _draw_line(figure, known)
     if len(data.seeds):
@@ -116,30 +116,23 @@ def draw_points(
             data.seeds,
             x=at,
             y=data.seeds["y"],
-            colors=[(marks[v] if few else plain).color for v in data.seeds["variant"]],
+            colors=colors_of(data.seeds["variant"], marks),
             shown="%{y:.4~g}",
             axis=axis,
         )
-    labelled = few and not _names_on_axis(data)
-    looks = [marks[v] if few else plain for v in known["variant"]]
+    few = len(marks) <= style.MAX_LABELLED
     x = known["x"].map(math.log2) if data.log2_x else known["x"]
-    figure.add_scatter(
+    draw_means(
+        figure,
+        known,
         x=known["x"],
         y=known["mean"],
-        yaxis=axis,
-        customdata=linked(known),
-        mode="markers+text" if labelled else "markers",
-        marker={
-            "size": 11 if few else 6,
-            "color": [look.color for look in looks],
-            "symbol": [look.symbol for look in looks],
-        },
+        marks=marks,
+        shown=descriptions(known),
+        has_names=not _names_on_axis(data),
+        places=name_places(x, known["mean"]) if few else None,
         error_y=bars(known, "mean") if few or len(data.seeds) else None,
-        text=names_beside(known["variant"]) if labelled else None,
-        textposition=name_places(x, known["mean"]),
-        hovertext=descriptions(known),
-        hovertemplate="%{hovertext}<extra></extra>",
-        cliponaxis=False,
+        axis=axis,
     )
 
 
@@ -173,16 +166,7 @@ def families_figure(data: FamiliesData) -> go.Figure:
             hovertemplate="%{hovertext}<extra></extra>",
         )
         keys.append(f"{glyph(mark.symbol, mark.color)} more {family}")
-    figure.add_annotation(
-        text="   ".join(keys),
-        x=0,
-        xref="paper",
-        y=1,
-        yref="paper",
-        xanchor="left",
-        yanchor="bottom",
-        showarrow=False,
-    )
+    draw_key(figure, keys)
     figure.update_layout(
         xaxis={"title": {"text": "parameters (log scale)"}, "type": "log", "nticks": 6},
         yaxis={"title": {"text": "test error (%)"}},

@@ -9,11 +9,12 @@ from resnext_ablate import chart_style as style
 from resnext_ablate.charts_cost import CostsData, ParetoData, TimelineData
 from resnext_ablate.drawing import (
     bars,
+    colors_of,
     descriptions,
+    draw_means,
     draw_seeds,
     linked,
     name_places,
-    names_beside,
     run_names,
 )
 from resnext_ablate.figures import draw_points, x_axis_of
@@ -49,9 +50,8 @@ def pareto_figure(data: ParetoData) -> go.Figure:
     """Error against time; the front joined by steps, what it dominates faded."""
     figure = style.new_figure(data.title, height=380)
     points = data.points
-    few = len(points) <= style.MAX_LABELLED
     marks = style.marks(points["variant"].tolist())
-    colors = {v: m.color if few else style.COLORS[0] for v, m in marks.items()}
+    few = len(marks) <= style.MAX_LABELLED
     front = points[~points["dominated"]].sort_values("x")
     figure.add_scatter(
         x=front["x"],
@@ -66,31 +66,23 @@ def pareto_figure(data: ParetoData) -> go.Figure:
             data.seeds,
             x=data.seeds["x"],
             y=data.seeds["y"],
-            colors=[colors[v] for v in data.seeds["variant"]],
+            colors=colors_of(data.seeds["variant"], marks),
             shown="%{y:.4~g} %, %{x:.4~g} ms",
             opacities=_opacities(data.seeds, solid=0.6),
         )
-    figure.add_scatter(
+    places = name_places(points["x"], points["mean"]) if few else []
+    draw_means(
+        figure,
+        points,
         x=points["x"],
         y=points["mean"],
-        customdata=linked(points),
-        mode="markers+text" if few else "markers",
-        marker={
-            "size": 11 if few else 6,
-            "color": [colors[v] for v in points["variant"]],
-            "symbol": [marks[v].symbol if few else "circle" for v in points["variant"]],
-            "opacity": _opacities(points, solid=1.0),
-        },
-        error_y=bars(points, "mean") if few else None,
-        text=names_beside(points["variant"]) if few else None,
+        marks=marks,
+        shown=descriptions(points),
+        more_shown="<br>%{x:.4~g} ms per image",
         # Above the point, clear of the front's line.
-        textposition=[
-            place.replace("middle", "top")
-            for place in name_places(points["x"], points["mean"])
-        ],
-        hovertext=descriptions(points),
-        hovertemplate="%{hovertext}<br>%{x:.4~g} ms per image<extra></extra>",
-        cliponaxis=False,
+        places=[place.replace("middle", "top") for place in places],
+        error_y=bars(points, "mean") if few else None,
+        opacities=_opacities(points, solid=1.0),
     )
     figure.update_layout(
         xaxis={

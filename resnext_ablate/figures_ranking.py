@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from resnext_ablate import chart_style as style
 from resnext_ablate.charts_ranking import BudgetsData, DistributionData, ImportanceData
-from resnext_ablate.drawing import draw_seeds, linked, name_places, names_beside
+from resnext_ablate.drawing import colors_of, draw_means, draw_seeds, linked
 
 
 def distribution_figure(data: DistributionData) -> go.Figure:
@@ -56,37 +56,28 @@ def budgets_figure(data: BudgetsData) -> go.Figure:
     """Each variant's error after few epochs against its error after all."""
     figure = style.new_figure(data.title, height=400)
     points = data.points
-    few = len(points) <= style.MAX_LABELLED
     marks = style.marks(points["variant"].tolist())
-    colors = {v: m.color if few else style.COLORS[0] for v, m in marks.items()}
-    if few:
+    if len(marks) <= style.MAX_LABELLED:
         draw_seeds(
             figure,
             data.seeds,
             x=data.seeds["x"],
             y=data.seeds["y"],
-            colors=[colors[v] for v in data.seeds["variant"]],
+            colors=colors_of(data.seeds["variant"], marks),
             shown="%{x:.2f} %, then %{y:.2f} %",
         )
-    figure.add_scatter(
+    draw_means(
+        figure,
+        points,
         x=points["x"],
         y=points["y"],
-        customdata=linked(points),
-        mode="markers+text" if few else "markers",
-        marker={
-            "size": 11 if few else 6,
-            "color": [colors[v] for v in points["variant"]],
-            "symbol": [marks[v].symbol if few else "circle" for v in points["variant"]],
-        },
-        text=names_beside(points["variant"]) if few else None,
-        textposition=name_places(points["x"], points["y"]),
-        hovertext=[
+        marks=marks,
+        shown=[
             f"<b>{style.safe(row.variant)}</b><br>rank {row.short_rank}, then "
             f"{row.long_rank}"
             for row in points.itertuples(index=False)
         ],
-        hovertemplate="%{hovertext}<br>%{x:.2f} %, then %{y:.2f} %<extra></extra>",
-        cliponaxis=False,
+        more_shown="<br>%{x:.2f} %, then %{y:.2f} %",
     )
     figure.update_layout(
         xaxis={"title": {"text": data.x_title}},

@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 
 from resnext_ablate import chart_style as style
 from resnext_ablate.charts_studies import SidesData
-from resnext_ablate.drawing import bars, descriptions, draw_seeds, glyph
+from resnext_ablate.drawing import bars, descriptions, draw_key, draw_seeds, glyph
 
 _APART = 0.035
 """How far right of the first study the second stands, in widths of the plot."""
@@ -47,16 +47,7 @@ def sides_figure(data: SidesData) -> go.Figure:
             hovertemplate="%{hovertext}<extra></extra>",
         )
         keys.append(f"{glyph(mark.symbol, mark.color)} {style.safe(name)}")
-    figure.add_annotation(
-        text="   ".join(keys),
-        x=0,
-        xref="paper",
-        y=1,
-        yref="paper",
-        xanchor="left",
-        yanchor="bottom",
-        showarrow=False,
-    )
+    draw_key(figure, keys)
     axis = style.log2_axis(x.tolist()) if data.log2_x else {"range": [low, high]}
     figure.update_layout(
         xaxis={**axis, "title": {"text": data.x_title}},

@@ -91,24 +91,52 @@ def write_report(tables: StudyTables, *, folder: Path) -> ReportFiles:
     """
     kept = embedding.reduced(tables)
     evidence = evidence_of(kept)
-    # A large study's page holds less than its tables rest on.
-    whole = (
-        evidence if len(kept.correct) == len(tables.correct) else evidence_of(tables)
-    )
-    folder.mkdir(parents=True, exist_ok=True)
     frames = {
-        "variants": whole.variants,
-        "comparisons": whole.comparisons,
-        "images": whole.images,
-        "effects": whole.effects,
+        "variants": evidence.variants,
+        "comparisons": evidence.comparisons,
+        "images": evidence.images,
+        "effects": evidence.effects,
     }
+    if len(kept.correct) != len(tables.correct):
+        # A large study's page holds less than its tables rest on.
+        whole = _compared(tables)
+        frames |= {"comparisons": whole.comparisons, "images": whole.images}
+    folder.mkdir(parents=True, exist_ok=True)
     for name, frame in frames.items():
         write_table(frame, folder / name, provenance=tables.provenance)
     html = folder / "report.html"
     temporary = html.with_name(f".{html.name}")
     temporary.write_text(report_page.render(kept, evidence), encoding="utf-8")
     temporary.replace(html)
-    return ReportFiles(whole, html)
+    evidence = dataclasses.replace(
+        evidence, comparisons=frames["comparisons"], images=frames["images"]
+    )
+    return ReportFiles(evidence, html)
+
+
+@dataclass(frozen=True)
+class _Compared:
+    """What the comparisons of a study came to."""
+
+    verdict: str
+    comparisons: pd.DataFrame
+    images: pd.DataFrame
+
+
+def _compared(tables: StudyTables) -> _Compared:
+    complete = _complete(tables)
+    standing = _standing(tables, complete)
+    found = standing.comparisons if standing else _compare(tables, complete)
+    by_image = image_tests.compare_images(found, correct=tables.correct)
+    return _Compared(
+        verdict=_verdict(tables, complete, found, standing=standing),
+        comparisons=comparisons_table(found, by_image),
+        images=images_table(by_image),
+    )
+
+
+def _complete(tables: StudyTables) -> pd.DataFrame:
+    return tables.runs[tables.runs["state"] == "complete"]
 
 
 def evidence_of(tables: StudyTables) -> Evidence:
@@ -117,13 +145,10 @@ def evidence_of(tables: StudyTables) -> Evidence:
     Raises:
         InputError: `report.paper` names no rows of the paper.
     """
-    complete = tables.runs[tables.runs["state"] == "complete"]
+    complete = _complete(tables)
     variants = variants_table(tables.nets, complete)
-    standing = _standing(tables, complete)
-    found = standing.comparisons if standing else _compare(tables, complete)
-    by_image = image_tests.compare_images(found, correct=tables.correct)
-    comparisons = comparisons_table(found, by_image)
-    images = images_table(by_image)
+    compared = _compared(tables)
+    comparisons, images = compared.comparisons, compared.images
     rows = paper.matched_rows(tables.nets, key=tables.config.report.paper)
     epochs = epochs_of(tables.epochs, complete)
     equal_pct = tables.config.net.tolerance_pct
@@ -137,7 +162,7 @@ def evidence_of(tables: StudyTables) -> Evidence:
     to_reference = comparisons["reference"] == _reference(tables.nets)
     against = comparisons[to_reference].reset_index(drop=True)
     return Evidence(
-        verdict=_verdict(tables, complete, found, standing=standing),
+        verdict=compared.verdict,
         variants=variants,
         comparisons=comparisons,
         against=against,
@@ -221,19 +246,11 @@ def errors_by_seed(
 
 
 def _by_seed(nets: pd.DataFrame, runs: pd.DataFrame) -> dict[str, dict[int, float]]:
-    by_variant = dict(iter(runs.groupby("variant", observed=True)))
-    return {
-        variant: dict(
-            zip(
-                by_variant[variant]["seed"].tolist(),
-                by_variant[variant]["test_error_pct"].tolist(),
-                strict=True,
-            )
-        )
-        if variant in by_variant
-        else {}
-        for variant in nets["variant"]
-    }
+    errors: dict[str, dict[int, float]] = {variant: {} for variant in nets["variant"]}
+    columns = (runs[key].tolist() for key in ("variant", "seed", "test_error_pct"))
+    for variant, seed, error in zip(*columns, strict=True):
+        errors[variant][seed] = error
+    return errors
 
 
 def _run_minutes(tables: StudyTables, complete: pd.DataFrame) -> dict[str, float]:

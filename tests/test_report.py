@@ -216,9 +216,9 @@ def test_report_repeats(tmp_path: Path) -> None:
 def test_a_thousand_variants(tmp_path: Path) -> None:
     """1,000 variants with 5 seeds stay one file of 5 MB, made in seconds."""
     tables = synthetic.study(num_variants=1000, num_seeds=5, num_epochs=30, paper=None)
-    start = time.monotonic()
+    start = time.process_time()  # The machine may be busy.
     files = write_report(tables, folder=tmp_path)
-    assert time.monotonic() - start < 20
+    assert time.process_time() - start < 20
     assert files.html.stat().st_size <= 5e6
     html = files.html.read_text()
     assert html.count("<tr>") < 450
