@@ -94,7 +94,7 @@ def _bench_study(
 
     config = load_study(path, overrides=overrides, profile=profile)
     from resnext_ablate import benchmark, certificate, records, variants
-    from resnext_ablate.study import prepare, read_earlier
+    from resnext_ablate.study_plan import prepare, read_earlier
 
     folder = results / config.name
     net = config.net.model_copy(update={"measure": False})  # it is done below
@@ -143,7 +143,7 @@ def bench_training(
     config = load_study(study, overrides=overrides or (), profile=profile)
     from resnext_ablate import training_bench
     from resnext_ablate.loops_page import write_page
-    from resnext_ablate.study import prepare
+    from resnext_ablate.study_plan import prepare
     from resnext_ablate.training_costs import write_training_costs
 
     prepared = prepare(config, on_data=terminal.DataProgress())

@@ -215,6 +215,7 @@ class _Bench:
             config=self.config.model_copy(update={"train": train}).model_dump_json(),
             data_folder=str(images),
             study_folder=str(self.folder),
+            checkpoint_root=str(self.folder),
             device=device,
             environment={},
             attempt=1,

@@ -71,6 +71,9 @@ class Job:
     data_folder: str
     """Decoded images, as `data.prepare` left them."""
     study_folder: str
+    """Where the executor puts the run's file: on another machine a folder there."""
+    checkpoint_root: str
+    """Holds the folder of checkpoints: the study's folder, where it can be seen."""
     device: str
     environment: dict[str, str]
     attempt: int

@@ -223,7 +223,7 @@ def _keeper(job: Job, *, config: StudyConfig, data_checksum: str) -> Keeper:
     }
     text = json.dumps(parts, sort_keys=True)
     return Keeper(
-        records.checkpoint_folder(Path(job.study_folder), job.cell),
+        records.checkpoint_folder(Path(job.checkpoint_root), job.cell),
         identity=hashlib.sha256(text.encode()).hexdigest(),
         every_s=config.run.checkpoint_every_s,
     )

@@ -16,7 +16,7 @@ from resnext_ablate.matching import percent
 
 if TYPE_CHECKING:
     from resnext_ablate.planner import AdaptiveRuns, Forecast
-    from resnext_ablate.study import PreparedStudy
+    from resnext_ablate.study_plan import PreparedStudy
 
 
 def of_plan(

@@ -2,7 +2,8 @@
 
 Actors stay for the whole study, so that images are read once. What the child says comes
 back through its actor, and so does a finished run's file: the scheduler writes it. No
-folder needs to be shared, and no node ever writes where another one might.
+folder needs to be shared. Where a node sees the study's folder, it keeps checkpoints
+there, so that a run goes on from its last one on any such node.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ _LOG_TAIL = 2_000
 class Relay:
     """On a node: an executor's process, what it is told and what it says."""
 
-    def __init__(self, config: str, data_checksum: str) -> None:
+    def __init__(
+        self, config: str, data_checksum: str, *, study_folder: str, study_id: str
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="resnext-ablate-"))
         (self._folder / records.RUNS_FOLDER).mkdir()
         self._log = self._folder / "executor.log"
         self._said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
+        self._is_shared = _is_of_study(Path(study_folder), study_id)
         self._data_folder, self._refusal = nodes.images(config, data_checksum)
         if self._refusal:
             self._said.put(None)
@@ -58,6 +62,8 @@ class Relay:
         values = nodes.fitted(json.loads(line), data_folder=self._data_folder)
         if job := values.get("job"):
             job["study_folder"] = str(self._folder)
+            if not self._is_shared:
+                job["checkpoint_root"] = str(self._folder)
         with contextlib.suppress(BrokenPipeError):
             self._process.stdin.write(json.dumps(values) + "\n")
             self._process.stdin.flush()
@@ -105,6 +111,15 @@ class Relay:
         values["run"] = path.read_text(encoding="utf-8")
         path.unlink()
         return json.dumps(values)
+
+
+def _is_of_study(folder: Path, study_id: str) -> bool:
+    """Whether this node sees the study's own folder, and may write there."""
+    try:
+        found = records.read_plan(folder).provenance.get("study_id")
+    except InputError:
+        return False
+    return found == study_id and os.access(folder, os.W_OK)
 
 
 class RayChannel:
@@ -176,6 +191,7 @@ class RayEngine:
         self._config = config
         self._checksum = data_checksum
         self._folder = folder
+        self._study_id = records.read_plan(folder).provenance["study_id"]
 
     def open_channel(self, index: int) -> RayChannel:
         """An executor of its own, as soon as a node has room for it."""
@@ -190,7 +206,12 @@ class RayEngine:
                 max_restarts=0,
                 runtime_env={"env_vars": dict(TRAINING_ENVIRONMENT)},
             )
-            .remote(self._config.model_dump_json(), self._checksum)
+            .remote(
+                self._config.model_dump_json(),
+                self._checksum,
+                study_folder=str(self._folder.resolve()),
+                study_id=self._study_id,
+            )
         )
         return RayChannel(actor, index=index, study_folder=self._folder)
 

@@ -40,9 +40,6 @@ CHECKPOINTS_FOLDER = "checkpoints"
 LOCK_FILE = ".scheduler.lock"
 
 _CELL_ID = re.compile(r"[0-9a-f]{16}")
-_HALF_WRITTEN = re.compile(r"\..+\.[a-z0-9_]{8}")
-"""Names that `tempfile` makes of those of our files."""
-
 RunState = Literal["complete", "pruned", "diverged", "failed"]
 FAILURES: tuple[RunState, ...] = ("diverged", "failed")
 
@@ -245,7 +242,7 @@ def read_plan(folder: Path) -> Plan:
     """
     path = folder / PLAN_FILE
     try:
-        values = _read_versioned(path)
+        values = read_versioned(path)
         return Plan(
             nets=tuple(NetRecord(**net) for net in values["nets"]),
             cells=tuple(_cell(cell) for cell in values["cells"]),
@@ -284,35 +281,10 @@ def run_text(record: RunRecord) -> str:
     return json.dumps(values, allow_nan=False)
 
 
-def tidy(folder: Path, plan: Plan) -> dict[str, RunRecord]:
-    """Clears what killed processes left in a study's folder. None may be alive.
-
-    Halves of files go, and checkpoints of finished runs; a run file that cannot be read
-    is renamed, so that its cell can run again.
-
-    Returns:
-        The finished runs by their cells.
-    """
-    for path in folder.rglob(".*"):
-        if _HALF_WRITTEN.fullmatch(path.name):
-            path.unlink()
-    kept = {path.name for path in (folder / CHECKPOINTS_FOLDER).glob("*")}
-    runs = {}
-    for cell in plan.cells:
-        run = read_run(folder, cell.id)
-        if run is not None:
-            runs[cell.id] = run
-            if cell.id in kept:
-                remove_checkpoints(folder, cell.id)
-        elif (path := run_path(folder, cell.id)).exists():
-            path.replace(path.with_name(f"{path.name}.damaged"))
-    return runs
-
-
 def read_run(folder: Path, cell: str) -> RunRecord | None:
     """The finished run of a cell; None where it has none, or a damaged one."""
     try:
-        values = _read_versioned(run_path(folder, cell))
+        values = read_versioned(run_path(folder, cell))
         epochs = tuple(EpochRecord(**epoch) for epoch in values.pop("epochs"))
         return RunRecord(epochs=epochs, **values)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
@@ -380,7 +352,12 @@ def scheduler_process(folder: Path) -> int | None:
     return None
 
 
-def _read_versioned(path: Path) -> dict[str, Any]:
+def read_versioned(path: Path) -> dict[str, Any]:
+    """The values of a file of ours.
+
+    Raises:
+        FileNotFoundError, ValueError: there is none, or it is none of this version.
+    """
     values = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(values, dict):
         raise ValueError(f"holds a {type(values).__name__}, not an object")

@@ -10,7 +10,7 @@ from resnext_ablate.answers import Answer
 from resnext_ablate.matching import percent
 
 if TYPE_CHECKING:
-    from resnext_ablate.study import PreparedStudy
+    from resnext_ablate.study_plan import PreparedStudy
     from resnext_ablate.tables import SearchTables
 
 

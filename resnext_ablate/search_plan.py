@@ -108,6 +108,8 @@ class SearchPlan:
         self._space = space_of(config, reference=self._reference)
         self._rungs = _rungs(config, reference=self._reference)
         self._new_cells: list[Cell] = []
+        self._behind: list[int] = []  # trials with runs that are to be followed
+        self._is_half_asked = False
         self._nets = sampling.open_nets(
             runs,
             name=config.name,
@@ -139,6 +141,7 @@ class SearchPlan:
 
     def next_cells(self) -> tuple[Cell, ...]:
         """Adds to the plan what can start now; nothing where runs must end first."""
+        self._catch_up()
         if self._new_cells:
             cells, self._new_cells = tuple(self._new_cells), []
             return cells
@@ -176,7 +179,13 @@ class SearchPlan:
         self._runs[run.cell] = run
         trial = self._trial_of(run.variant, run.seed)
         if trial is not None:
-            self._follow(trial.number)
+            self._behind.append(trial.number)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        while self._behind:
+            self._follow(self._behind[0])
+            del self._behind[0]
 
     def write_importance(self) -> None:
         """Keeps what each axis explains, once every net has ended."""
@@ -188,6 +197,9 @@ class SearchPlan:
 
     def _ask(self) -> Cell:
         number = len(self._plan.trials)
+        if self._is_half_asked:
+            sampling.drop_half_asked(self._nets)
+        self._is_half_asked = True
         asked = sampling.ask(
             self._nets, config=self._search, space=self._space, number=number
         )
@@ -204,6 +216,7 @@ class SearchPlan:
             trials=(*self._plan.trials, trial),
             cells=(*self._plan.cells, cell),
         )
+        self._is_half_asked = False
         return cell
 
     def _confirm(self, outcomes: Sequence[TrialOutcome]) -> tuple[Cell, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,13 +19,12 @@ class Attempt:
     number: int
     trial: int
     since: float
-    last_sign: float
+    """When it began, or its last epoch ended."""
     num_micro_batches: int
     num_fused: int = 1
     """Cells that the executor trains as one net, this one among them."""
     epoch: int = 0
     val_error_pct: float | None = None
-    is_hung: bool = False
 
 
 class Grower(Protocol):
@@ -49,7 +48,7 @@ class Grower(Protocol):
         """Why a waiting run is to stop; empty where it goes on."""
 
     def settle(self, run: RunRecord) -> None:
-        """Takes note of a finished run."""
+        """Takes note of a finished run; what the storage cannot take now, later."""
 
 
 def taken_on(
@@ -79,8 +78,3 @@ def taken_on(
         and not tally.has_faults(one.id)
     ]
     return tuple(sorted(beside, key=lambda one: fused.index(one.seed)))
-
-
-def of_executor(attempts: Iterable[Attempt], index: int) -> list[Attempt]:
-    """The attempts that an executor has in hand."""
-    return [attempt for attempt in attempts if attempt.executor == index]

@@ -44,11 +44,11 @@ class Mailbox:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._count = 0
-        self._life = time.time_ns()  # Lines of a job's second life follow the first's.
+        self._life = _next_life(folder)
 
     def put(self, box: str, values: dict[str, Any]) -> None:
         self._count += 1
-        name = f"{self._life:020d}-{self._count:08d}"
+        name = f"{self._life:04d}-{self._count:08d}"
         write_atomically(self._folder / box / name, json.dumps(values))
 
     def take(self, box: str) -> list[dict[str, Any]]:
@@ -66,6 +66,21 @@ class Mailbox:
     def last_beat(self) -> str:
         path = self._folder / "beat"
         return path.read_text(encoding="utf-8") if path.exists() else ""
+
+
+def _next_life(folder: Path) -> int:
+    """One more than those before, so that lines of a job's second life come last.
+
+    Clocks of machines do not agree, and may be set back.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    life = 1
+    while True:
+        try:
+            (folder / f"life-{life}").touch(exist_ok=False)
+            return life
+        except FileExistsError:
+            life += 1
 
 
 class Post:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from resnext_ablate.checks import Check, CheckConfig
     from resnext_ablate.config import StudyConfig
     from resnext_ablate.planner import Spread
-    from resnext_ablate.study import Outcome, PreparedStudy
+    from resnext_ablate.study import Outcome
+    from resnext_ablate.study_plan import PreparedStudy
 
 
 def plan(
@@ -55,7 +56,7 @@ def plan(
             "of a search are not known beforehand."
         )
     from resnext_ablate import planner, records, search_answers
-    from resnext_ablate.study import prepare, read_earlier, with_all_cells
+    from resnext_ablate.study_plan import prepare, read_earlier, with_all_cells
 
     folder = results / config.name
     earlier = read_earlier(folder)  # Nets matched by measuring stay what they are.

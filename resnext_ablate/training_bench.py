@@ -36,7 +36,7 @@ from resnext_ablate.records import NetRecord
 from resnext_ablate.reference_loops import LoopTimes, train_plainly
 from resnext_ablate.roofline import Peaks, training_floor_s
 from resnext_ablate.spec import MeasuringError, ResNeXtSpec, spec_from_dict
-from resnext_ablate.study import PreparedStudy
+from resnext_ablate.study_plan import PreparedStudy
 from resnext_ablate.training_costs import (
     LOOPS,
     Loop,

@@ -7,11 +7,12 @@ trials in line with the files after any crash.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import importlib.util
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -29,13 +30,17 @@ from resnext_ablate.records import (
     NetRecord,
     Plan,
     RunRecord,
+    RunState,
     is_cell_id,
+    read_run,
 )
 from resnext_ablate.spec import spec_from_dict
 from resnext_ablate.storage import (
     NO_ANSWER,
+    Report,
     Storage,
     WriterLock,
+    add_reports,
     close,
     only_writer,
     open_storage,
@@ -63,6 +68,7 @@ _STATES = {
 }
 
 _TRY_EVERY_S = 1.0
+_REPORT_EVERY_S = 0.3
 
 
 class Ledger:
@@ -78,7 +84,9 @@ class Ledger:
     def __init__(self, storage: Storage, *, lock: WriterLock | None) -> None:
         self._storage = storage
         self._lock = lock
-        self._waiting: deque[Callable[[], None]] = deque()
+        self._reports: list[Report] = []
+        self._reports_due = 0.0
+        self._acts: deque[Callable[[], None]] = deque()
         self._unsure: set[str] = set()  # cells whose claim had no answer
         self._silent_since: float | None = None
         self._next_try = 0.0
@@ -87,7 +95,7 @@ class Ledger:
 
     @property
     def num_waiting(self) -> int:
-        return len(self._waiting)
+        return len(self._reports) + len(self._acts)
 
     @property
     def silent_s(self) -> float:
@@ -105,23 +113,26 @@ class Ledger:
             return None
         number: dict[str, str | float] = {"attempt": attempt}
         trial = _trial(net, cell, state=TrialState.RUNNING, attributes=number)
-        try:
+        found: int | None = None
+        with self.silence_noted():
             self._keep_lock()
-            found = self._find(cell, attempt) if cell.id in self._unsure else None
+            if cell.id in self._unsure:
+                found = self._find(cell, attempt)
             if found is None:
                 storage = self._storage
                 found = storage.backend.create_new_trial(storage.study_id, trial)
-        except NO_ANSWER as error:
+        if found is None:
             self._unsure.add(cell.id)
-            self._note_silence(error)
-            return None
-        self._unsure.discard(cell.id)
-        self._silent_since = None
+        else:
+            self._unsure.discard(cell.id)
         return found
 
     def report(self, trial: int, *, epoch: EpochRecord) -> None:
-        """Notes an epoch's validation error as intermediate value of a trial."""
-        self._write(partial(self._report, trial, epoch))
+        """Notes an epoch's validation error as intermediate value of a trial.
+
+        Those of some tenths of a second are written together.
+        """
+        self._reports.append((trial, epoch.epoch, epoch.val_error_pct))
 
     def tell(self, trial: int, *, run: RunRecord) -> None:
         """Ends a RUNNING trial with its run's result.
@@ -140,30 +151,57 @@ class Ledger:
         attributes: dict[str, str | float] = {"reason": reason}
         self._write(partial(self._end, trial, TrialState.FAIL, None, attributes))
 
+    def add_finished(self, *, net: NetRecord, cell: Cell, run: RunRecord) -> None:
+        """Adds the trial of a run that came from elsewhere."""
+        self._write(partial(_add_finished, self._storage, net, cell, run))
+
     def flush(self) -> bool:
-        """Writes what waits, in order; whether nothing is left."""
-        if self._waiting and time.monotonic() >= self._next_try:
-            try:
-                self._keep_lock()
-                while self._waiting:
-                    self._waiting[0]()
-                    self._waiting.popleft()
-                self._silent_since = None
-            except NO_ANSWER as error:
-                self._note_silence(error)
-        return not self._waiting and time.monotonic() >= self._next_try
+        """Writes what waits, where it is due; whether the storage answers."""
+        now = time.monotonic()
+        if now < self._next_try:
+            return False
+        has_reports = bool(self._reports) and now >= self._reports_due
+        if self._acts or has_reports or self._silent_since is not None:
+            with self.silence_noted():
+                self._write_all()
+        return self._silent_since is None
+
+    @contextlib.contextmanager
+    def silence_noted(self) -> Iterator[None]:
+        """Takes note where the storage does not answer what is asked of it here.
+
+        Raises:
+            OSError: it has no room left.
+        """
+        try:
+            yield
+        except NO_ANSWER as error:
+            text = f"{error} {error.__cause__}"
+            if "disk is full" in text or "disk I/O error" in text:
+                raise OSError(errno.ENOSPC, "the storage has no room left") from None
+            now = time.monotonic()
+            self._next_try = now + _TRY_EVERY_S
+            self.was_silent = True
+            if self._silent_since is None:
+                self._silent_since = now
 
     def _write(self, act: Callable[[], None]) -> None:
-        self._waiting.append(act)
+        self._acts.append(act)
         self.flush()
 
-    def _report(self, trial: int, epoch: EpochRecord) -> None:
-        try:
-            self._storage.backend.set_trial_intermediate_value(
-                trial, epoch.epoch, epoch.val_error_pct
-            )
-        except UpdateFinishedTrialError:
-            return  # Written before an answer was lost, and ended since.
+    def _write_all(self) -> None:
+        self._keep_lock()
+        if self._silent_since is not None:
+            self._storage.backend.get_study_name_from_id(self._storage.study_id)
+        # Reports first: an act may end their trial, and none comes after its end.
+        if self._reports:
+            add_reports(self._storage, self._reports)
+            self._reports.clear()
+            self._reports_due = time.monotonic() + _REPORT_EVERY_S
+        while self._acts:
+            self._acts[0]()
+            self._acts.popleft()
+        self._silent_since = None
 
     def _end(
         self,
@@ -178,7 +216,7 @@ class Ledger:
                 backend.set_trial_user_attr(trial, key, value)
             backend.set_trial_state_values(trial, state, values)
         except UpdateFinishedTrialError:
-            return  # As above.
+            return  # Written before an answer was lost.
 
     def _find(self, cell: Cell, attempt: int) -> int | None:
         """The trial of an attempt whose claim was written, but its answer lost."""
@@ -195,27 +233,17 @@ class Ledger:
         if self._lock is not None and not self._lock.is_held():
             self._lock.take()
 
-    def _note_silence(self, error: Exception) -> None:
-        text = f"{error} {error.__cause__}"
-        if "disk is full" in text or "disk I/O error" in text:
-            raise OSError(errno.ENOSPC, "the storage has no room left") from None
-        now = time.monotonic()
-        self._next_try = now + _TRY_EVERY_S
-        self.was_silent = True
-        if self._silent_since is None:
-            self._silent_since = now
-
 
 def reconcile(
-    storage: Storage, *, plan: Plan, runs: Mapping[str, RunRecord], folder: Path
+    storage: Storage, *, plan: Plan, states: Mapping[str, RunState], folder: Path
 ) -> None:
     """Brings the trials in line with the run files. No executor may be alive.
 
     Args:
         storage: the study's.
         plan: what is to run.
-        runs: those of the run files, by cell.
-        folder: where lost attempts are recorded.
+        states: how the runs that have a file ended, by cell.
+        folder: of the study.
 
     Raises:
         InputError: the storage cannot be read or written.
@@ -223,7 +251,8 @@ def reconcile(
     with opening_errors(storage.place):
         ledger = Ledger(storage, lock=None)
         for trial in _running(storage):
-            run = runs.get(trial.user_attrs.get("cell", ""))
+            cell_id = trial.user_attrs.get("cell", "")
+            run = read_run(folder, cell_id) if cell_id in states else None
             if run is None:
                 reason = "its scheduler ended before the run did"
                 _record_lost(trial, folder=folder, reason=reason)
@@ -234,17 +263,23 @@ def reconcile(
                 ledger.tell(trial._trial_id, run=run)
         told = told_cells(storage)
         for cell in plan.cells:
-            run = runs.get(cell.id)
-            if run is not None and cell.id not in told:
-                finished = _trial(
-                    plan.net(cell.variant),
-                    cell,
-                    state=_STATES[run.state],
-                    values=_values(run),
-                    attributes=_result_attributes(run),
-                    epochs=run.epochs,
-                )
-                storage.backend.create_new_trial(storage.study_id, finished)
+            if cell.id not in states or cell.id in told:
+                continue
+            run = read_run(folder, cell.id)
+            if run is not None:
+                _add_finished(storage, plan.net(cell.variant), cell, run)
+
+
+def _add_finished(storage: Storage, net: NetRecord, cell: Cell, run: RunRecord) -> None:
+    finished = _trial(
+        net,
+        cell,
+        state=_STATES[run.state],
+        values=_values(run),
+        attributes=_result_attributes(run),
+        epochs=run.epochs,
+    )
+    storage.backend.create_new_trial(storage.study_id, finished)
 
 
 def pin_charts(

@@ -23,43 +23,11 @@ from queue import SimpleQueue
 from typing import Any
 
 from resnext_ablate import records
-from resnext_ablate.records import Cell, EpochRecord, NetRecord, Plan, RunRecord
+from resnext_ablate.records import Cell
+from resnext_ablate.sleeping import plan_of, run_of
 
 NUM_EPOCHS = 3
 RUN_S = 0.24
-
-
-def run_of(cell: Cell) -> RunRecord:
-    """The run of a cell, the same in every process."""
-    draw = random.Random(cell.id)
-    epochs = tuple(
-        EpochRecord(
-            epoch=epoch,
-            train_loss=draw.random(),
-            train_error_pct=draw.random(),
-            val_loss=draw.random(),
-            val_error_pct=draw.random(),
-            learning_rate=0.1,
-            time_s=RUN_S,
-            images_per_s=1.0,
-            peak_memory_mib=1.0,
-        )
-        for epoch in range(1, NUM_EPOCHS + 1)
-    )
-    return RunRecord(
-        cell=cell.id,
-        variant=cell.variant,
-        seed=cell.seed,
-        state="complete",
-        reason="",
-        device="cpu",
-        precision="fp32",
-        data_checksum="",
-        started_at="",
-        environment={},
-        epochs=epochs,
-        test_error_pct=draw.random(),
-    )
 
 
 class Executor:
@@ -80,7 +48,8 @@ class Executor:
                 self._run(job)
 
     def _run(self, job: dict[str, Any]) -> None:
-        run = run_of(Cell(job["cell"], job["variant"], job["seed"]))
+        cell = Cell(job["cell"], job["variant"], job["seed"])
+        run = run_of(cell, num_epochs=NUM_EPOCHS)
         about = {"cell": job["cell"], "attempt": job["attempt"]}
         for epoch in run.epochs:
             if self._stopping.wait(RUN_S / NUM_EPOCHS):
@@ -112,35 +81,9 @@ class Executor:
         self._jobs.put(None)
 
 
-def plan_of(num_cells: int) -> Plan:
-    from resnext_ablate.names import parse_spec
-
-    spec = parse_spec("resnet11-t8")
-    net = NetRecord(
-        variant="1x8d",
-        name=spec.name,
-        spec=spec.to_dict(),
-        image_size=8,
-        macs=1,
-        params=1,
-        params_without_bn=1,
-        activations=1,
-        fvcore_macs=1,
-        fvcore_total=1,
-        macs_error_pct=0.0,
-        params_error_pct=0.0,
-        activations_error_pct=0.0,
-        is_reference=True,
-    )
-    cells = tuple(
-        Cell(records.cell_id(spec, seed), "1x8d", seed) for seed in range(num_cells)
-    )
-    return Plan(nets=(net,), cells=cells, provenance={"data_checksum": ""})
-
-
 def schedule(folder: Path, *, url: str, num_cells: int, num_executors: int) -> int:
     """The scheduler of the study, whole but for decoding and matching."""
-    from resnext_ablate import execution, guards, storage, trials
+    from resnext_ablate import execution, guards, run_files, storage, trials
     from resnext_ablate.config import StudyConfig
     from resnext_ablate.schedule import Schedule
 
@@ -164,13 +107,13 @@ def schedule(folder: Path, *, url: str, num_cells: int, num_executors: int) -> i
         opened = storage.open_storage(
             url, folder=folder, name=folder.name, study_id="storm"
         )
-        runs = records.tidy(folder, plan)
-        trials.reconcile(opened, plan=plan, runs=runs, folder=folder)
+        states = run_files.tidy(folder, plan)
+        trials.reconcile(opened, plan=plan, states=states, folder=folder)
         Schedule(
             trials.Ledger(opened, lock=lock),
             config=config,
             plan=plan,
-            runs=runs,
+            states=states,
             folder=folder,
             data_folder=folder,
             devices=["cpu"] * num_executors,
@@ -247,7 +190,9 @@ def rage(
         lost={cell for cell, run in runs.items() if run is None},
         twice={cell for cell in log if log.count(cell) > 1},
         unequal={
-            cell for cell, run in runs.items() if run and run != run_of(cells[cell])
+            cell
+            for cell, run in runs.items()
+            if run and run != run_of(cells[cell], num_epochs=NUM_EPOCHS)
         },
     )
 

@@ -3,6 +3,7 @@
 What does not need a process of its own is in `test_schedule` and `test_checkpoint`.
 """
 
+import contextlib
 import os
 import random
 import re
@@ -11,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -174,13 +176,17 @@ def limit(process: int, kind: int, value: int) -> None:
     resource.prlimit(process, kind, (value, hard))
 
 
+@pytest.mark.parametrize(
+    "whose", ["executor", pytest.param("scheduler", marks=pytest.mark.full)]
+)
 def test_a_full_disk_halts_the_study_and_loses_nothing(
-    unbroken: Path, tmp_path: Path
+    unbroken: Path, tmp_path: Path, whose: str
 ) -> None:
-    """No room for an executor's files: one message, code 1, and it goes on later."""
+    """No room for a process's files: one message, code 1, and it goes on later."""
     process = start(tmp_path, *ONE)
     wait_until(lambda: in_mid_run(tmp_path))
-    limit(executor_of(process), resource.RLIMIT_FSIZE, 2000)
+    full = executor_of(process) if whose == "executor" else process.pid
+    limit(full, resource.RLIMIT_FSIZE, 2000)
     talk = ended(process)
     assert process.returncode == 1, talk
     assert "nothing more can be written" in talk
@@ -192,6 +198,39 @@ def test_a_full_disk_halts_the_study_and_loses_nothing(
     states = [trial.state for trial in trials_of(tmp_path)]
     assert states.count(TrialState.COMPLETE) == 2
     assert TrialState.RUNNING not in states
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of some megabytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=6m", "none", str(place)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("may not mount a file system")
+    yield place
+    subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.full
+def test_a_file_system_that_fills_up_halts_the_study(
+    unbroken: Path, small_disk: Path
+) -> None:
+    """Something else takes all the room: one message, code 1, and all goes on later."""
+    process = start(small_disk, *ONE)
+    wait_until(lambda: in_mid_run(small_disk))
+    other = small_disk / "other"
+    with other.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    talk = ended(process)
+    assert process.returncode == 1, talk
+    assert talk.count("nothing more can be written") == 1
+    other.unlink()
+    done = run(small_disk, *ONE)
+    assert done.returncode == 0, done.stderr
+    assert_equal_results(small_disk, unbroken)
+    assert TrialState.RUNNING not in [trial.state for trial in trials_of(small_disk)]
 
 
 def memory_kib(process: int) -> int:
@@ -252,3 +291,36 @@ def test_time_zones_do_not_matter(unbroken: Path, tmp_path: Path) -> None:
     assert all(text.endswith("+00:00") for text in times)
     trials = trials_of(tmp_path)
     assert all(one.datetime_start <= one.datetime_complete for one in trials)
+
+
+@pytest.mark.full
+def test_clocks_that_jump_do_not_matter(unbroken: Path, tmp_path: Path) -> None:
+    """Ten days on, then a year back, in mid-run: nothing hangs, ends or is lost by it.
+
+    No lease of 30 s runs out, no time of training is wrong, the numbers are the same.
+    """
+    library = next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+    if library is None:
+        pytest.skip("needs libfaketime")
+    shift = tmp_path / "shift"
+    shift.write_text("+0")
+    faked = {
+        **os.environ,
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(shift),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    process = start(tmp_path, *ONE, "run.lease_s=30", environment=faked)
+    wait_until(lambda: in_mid_run(tmp_path))
+    shift.write_text("+10d")
+    wait_until(lambda: len(list(tmp_path.glob("results/tiny/runs/*.json"))) == 1)
+    shift.write_text("-400d")
+    talk = ended(process)
+    assert process.returncode == 0, talk
+    assert_equal_results(tmp_path, unbroken)
+    runs = runs_of(tmp_path)
+    assert runs.lost_attempts.isna().all()
+    assert (runs.train_time_s < 240).all()
+    trials = trials_of(tmp_path)
+    assert any(one.datetime_start > one.datetime_complete for one in trials)

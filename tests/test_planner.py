@@ -18,7 +18,8 @@ from resnext_ablate.families import Look, compare_pairs
 from resnext_ablate.planner import Calibration, RunCost, Spread, Workload
 from resnext_ablate.records import Cell
 from resnext_ablate.spec import InputError
-from resnext_ablate.study import prepare, run_study
+from resnext_ablate.study import run_study
+from resnext_ablate.study_plan import prepare
 
 PROGRAM = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
 STUDY = """

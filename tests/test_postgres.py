@@ -10,11 +10,21 @@ from optuna.trial import TrialState
 from postgres import PASSWORD, Server, free_port, program, server
 
 from studies import (
+    STUDY,
     assert_equal_results,
     run,
     start,
     wait_until,
 )
+
+SEARCH = """
+[search]
+axes = ["stage-cardinality=1..8*2", "stage-width=2..16/2"]
+num_trials = 6
+pruner = "asha"
+confirm_top = 1
+confirm_seeds = 2
+"""
 
 __all__ = ["server"]  # a fixture
 
@@ -140,3 +150,35 @@ def test_a_database_away_for_thirty_seconds(
     assert "the storage answers again" in talk
     states = [trial.state for trial in trials_of(server, "away")]
     assert states == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.full
+def test_a_search_goes_on_without_its_database(server: Server, tmp_path: Path) -> None:
+    """The database is away for half a minute in a search: its run goes on meanwhile.
+
+    Afterwards the search does too, and ends with all its nets tried and confirmed.
+    """
+    text = STUDY.replace('name = "tiny"', 'name = "tiny"\nkind = "search"')
+    text = text.replace('variants = ["1x8d", "2x5d"]', "tolerance_pct = 5.0")
+    (tmp_path / "tiny.toml").write_text(text + SEARCH)
+    arguments = [*ONE, f"run.storage={server.url}", "name=hunt", "train.epochs=4"]
+    process = start(tmp_path, *arguments)
+    wait_until(lambda: num_reports(server, "hunt") > 0)
+    server.stop()
+    time.sleep(30)
+    server.begin()
+    _, talk = process.communicate(timeout=400)
+    assert process.returncode == 0, talk
+    assert "the storage does not answer: runs go on" in talk
+    assert "the storage answers again" in talk
+    nets = trials_of(server, "hunt (nets)")
+    assert {one.state for one in nets} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len(nets) == 6
+    runs = trials_of(server, "hunt")
+    ended = [one for one in runs if one.state != TrialState.FAIL]
+    cells = [one.user_attrs["cell"] for one in ended]
+    files = {path.stem for path in tmp_path.glob("results/hunt/runs/*.json")}
+    assert len(set(cells)) == len(cells)
+    assert set(cells) == files
+    assert TrialState.RUNNING not in [one.state for one in runs]
+    assert len(ended) >= 6 + 2 * 2

@@ -13,15 +13,21 @@ from typing import Any
 
 import pytest
 from optuna.trial import TrialState
-from storm import plan_of, run_of
 
-from resnext_ablate import records, storage, trials
+from resnext_ablate import records, run_files, storage, trials
 from resnext_ablate.attempts import read_attempts
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.execution import Ending, ExecutorError
 from resnext_ablate.progress import Progress
 from resnext_ablate.records import Cell
 from resnext_ablate.schedule import Schedule
+from resnext_ablate.sleeping import plan_of
+from resnext_ablate.sleeping import run_of as sleeping_run_of
+
+
+def run_of(cell: Cell) -> records.RunRecord:
+    return sleeping_run_of(cell, num_epochs=3)
+
 
 Script = Callable[[dict[str, Any]], Iterator[dict[str, Any]]]
 
@@ -101,13 +107,13 @@ def carry_out(
             notes.append(progress.note)
 
     opened = storage.open_storage("sqlite", folder=folder, name="scripted", study_id="")
-    runs = records.tidy(folder, plan)
-    trials.reconcile(opened, plan=plan, runs=runs, folder=folder)
+    states = run_files.tidy(folder, plan)
+    trials.reconcile(opened, plan=plan, states=states, folder=folder)
     Schedule(
         trials.Ledger(opened, lock=None),
         config=StudyConfig.model_validate(config),
         plan=plan,
-        runs=runs,
+        states=states,
         folder=folder,
         data_folder=folder,
         devices=["cpu"],
@@ -116,9 +122,11 @@ def carry_out(
         ),
         on_progress=hear,
     ).run(should_stop=should_stop)
-    states = [trial.state for trial in opened.study.get_trials()]
+    ends = [trial.state for trial in opened.study.get_trials()]
     storage.close(opened)
-    return Outcome(folder, notes, records.tidy(folder, plan), states)
+    run_files.tidy(folder, plan)
+    runs = {run.cell: run for run in records.read_runs(folder, plan)}
+    return Outcome(folder, notes, runs, ends)
 
 
 def test_memory_that_runs_out_halves_the_batches(tmp_path: Path) -> None:
@@ -267,6 +275,66 @@ def test_a_given_up_run_gets_all_its_attempts_again(tmp_path: Path) -> None:
         "executor killed by SIGKILL (attempt 2 of 2)"
     ]
     assert [one.number for one in read_attempts(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_run_files_that_come_or_go_are_taken_note_of(tmp_path: Path) -> None:
+    """While a study runs, one cell's file is brought and another one's is lost.
+
+    The first is not run again and has its trial, the second is run again.
+    """
+    cells = plan_of(3).cells
+    trained: list[int] = []
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        trained.append(job["seed"])
+        if trained == [0, 1]:
+            records.run_path(tmp_path, cells[0].id).unlink()
+            records.write_run(run_of(cells[2]), tmp_path)
+            time.sleep(2.5)
+        yield from completes(job)
+
+    outcome = carry_out(tmp_path, script, num_cells=3)
+    assert trained == [0, 1, 0]
+    assert {run.seed for run in outcome.runs.values()} == {0, 1, 2}
+    assert "1 run files came from elsewhere; 1 run files are gone" in outcome.notes[0]
+    assert outcome.states == [TrialState.COMPLETE] * 4
+
+
+def test_a_run_file_that_is_not_whole_is_none(tmp_path: Path) -> None:
+    """An executor says that it has finished, and its file is cut: the cell runs again.
+
+    What was there is kept aside.
+    """
+
+    def script(job: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for message in completes(job):
+            path = records.run_path(Path(job["study_folder"]), job["cell"])
+            if job["attempt"] == 1 and path.exists():
+                path.write_text(path.read_text()[:50])
+            yield message
+
+    outcome = carry_out(tmp_path, script)
+    assert [run.state for run in outcome.runs.values()] == ["complete"]
+    (lost,) = read_attempts(tmp_path)
+    assert (lost.cause, lost.reason) == (
+        "killed",
+        "the executor left no whole run file",
+    )
+    assert len(list((tmp_path / "runs").glob("*.json.damaged"))) == 1
+
+
+def test_trials_hold_every_epoch_of_their_runs(tmp_path: Path) -> None:
+    """Reports are written many at a time, and none is lost or changed."""
+    outcome = carry_out(tmp_path, completes, num_cells=5)
+    opened = storage.open_storage(
+        "sqlite", folder=tmp_path, name="scripted", study_id=""
+    )
+    for trial in opened.study.get_trials():
+        run = outcome.runs[trial.user_attrs["cell"]]
+        assert trial.intermediate_values == {
+            epoch.epoch: epoch.val_error_pct for epoch in run.epochs
+        }
+    storage.close(opened)
 
 
 def each_of(job: dict[str, Any]) -> list[dict[str, Any]]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import optuna
 import pytest
+from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from search_parts import curve, open_runs
 
-from resnext_ablate import model, records, storage
+from resnext_ablate import model, records, sampling, storage
 from resnext_ablate.complexity import complexity
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.data import DataInfo
@@ -22,6 +25,7 @@ from resnext_ablate.importance import read_importance
 from resnext_ablate.names import parse_spec
 from resnext_ablate.outcomes import trial_outcomes
 from resnext_ablate.records import Cell, Plan, RunRecord
+from resnext_ablate.search import has_net
 from resnext_ablate.search_plan import SearchPlan, space_of
 from resnext_ablate.spec import InputError, spec_from_dict
 from resnext_ablate.variants import plan_nets
@@ -425,3 +429,63 @@ def test_a_finished_search_keeps_what_its_axes_explain(tmp_path: Path) -> None:
     (tmp_path / "importance.json").write_text("{}")
     with pytest.raises(InputError, match=r"importance\.json: damaged"):
         read_importance(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["asha", "seeds", "nsga2"])
+def test_a_silent_storage_is_caught_up_with(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Calls fail before or after they were carried out: asked again, all comes right.
+
+    Every trial ends, and no cell is planned twice.
+    """
+    draw = Random(0)
+    num_silent = 0
+
+    def unreliable(act: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*arguments: Any, **named: Any) -> Any:
+            nonlocal num_silent
+            chance = draw.random()
+            if chance < 0.3:
+                num_silent += 1
+                raise StorageInternalError("no answer")
+            answer = act(*arguments, **named)
+            if chance < 0.6:
+                num_silent += 1
+                raise StorageInternalError("the answer was lost")
+            return answer
+
+        return called
+
+    for act in ("ask", "report", "tell", "tell_stopped"):
+        monkeypatch.setattr(sampling, act, unreliable(getattr(sampling, act)))
+
+    class Patient(SearchPlan):
+        """Calls as the scheduler does where its storage does not answer."""
+
+        def next_cells(self) -> tuple[Cell, ...]:
+            while True:
+                with contextlib.suppress(StorageInternalError):
+                    return super().next_cells()
+
+        def stop_reason(self, cell: Cell, epochs: Any) -> str:
+            with contextlib.suppress(StorageInternalError):
+                return super().stop_reason(cell, epochs)
+            return ""
+
+        def settle(self, run: RunRecord) -> None:
+            with contextlib.suppress(StorageInternalError):
+                super().settle(run)
+
+    monkeypatch.setitem(globals(), "SearchPlan", Patient)
+    config = CONFIGS[name]
+    plan, simulation = unbroken(tmp_path / "a", config)
+    assert config.search is not None
+    assert num_silent >= 5
+    assert len(plan.trials) == config.search.num_trials
+    cells = [(variant, seed) for variant, seed, _ in simulation.trained]
+    assert len(set(cells)) == len(cells) == len(plan.cells)
+    nets = open_runs(tmp_path / "a", name="hunt (nets)").get_trials(deepcopy=False)
+    ended = [one.state for one in nets if has_net(one)]
+    assert len(ended) == config.search.num_trials
+    assert TrialState.RUNNING not in ended

@@ -13,7 +13,7 @@ import pytest
 from search_parts import curve, net
 
 import studies
-from resnext_ablate import records, report, study, verify
+from resnext_ablate import records, report, study_plan, verify
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.names import parse_spec
 from resnext_ablate.records import Cell, Plan, RunRecord
@@ -175,4 +175,4 @@ def test_what_looks_rest_on_cannot_change(change: dict[str, object]) -> None:
     other = StudyConfig.model_validate(CONFIG.model_dump(mode="json") | change)
     plan = Plan(nets=NETS, cells=(), provenance={"data_checksum": ""})
     with pytest.raises(InputError, match="would not be comparable"):
-        study.prepare(other, earlier=study.Earlier(CONFIG, plan, None))
+        study_plan.prepare(other, earlier=study_plan.Earlier(CONFIG, plan, None))

@@ -14,6 +14,7 @@ import pytest
 import storm
 from optuna.trial import TrialState
 from postgres import Server, server
+from ray_cluster import cluster
 
 from resnext_ablate.attempts import read_attempts
 from studies import (
@@ -22,10 +23,9 @@ from studies import (
     children_of,
     run,
     start,
-    trials_of,
 )
 
-__all__ = ["server"]  # a fixture
+__all__ = ["cluster", "server"]  # fixtures
 
 
 def check(
@@ -65,56 +65,131 @@ def test_sleeping_runs_survive_a_storm(tmp_path: Path) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
-def test_thousands_of_runs_survive_a_thousand_kills(
-    tmp_path: Path, kind: str, request: pytest.FixtureRequest
-) -> None:
-    """2,000 cells on 4 executors under 1,000 kills; on PostgreSQL 600 under 300."""
-    url, scale = "sqlite", 1.0
-    if kind == "postgresql":
-        url, scale = request.getfixturevalue("server").url, 0.3
+@pytest.mark.parametrize("seed", range(2, 7))
+def test_thousands_of_runs_survive_a_thousand_kills(tmp_path: Path, seed: int) -> None:
+    """Five storms, each of 500 cells on 4 executors under about 230 kills."""
     folder = tmp_path / "storm"
-    num_cells = round(2000 * scale)
     aftermath = storm.rage(
         folder,
-        url=url,
-        num_cells=num_cells,
+        url="sqlite",
+        num_cells=500,
         num_executors=4,
-        num_kills=round(1000 * scale),
+        num_kills=250,
+        seconds_between=0.35,
+        seed=seed,
+    )
+    print(aftermath, len(read_attempts(folder)), "attempts lost")
+    check(folder, url="sqlite", num_cells=500, aftermath=aftermath)
+
+
+@pytest.mark.full
+def test_hundreds_of_runs_survive_on_postgresql(tmp_path: Path, server: Server) -> None:
+    """600 cells on 4 executors under 300 kills."""
+    folder = tmp_path / "storm"
+    aftermath = storm.rage(
+        folder,
+        url=server.url,
+        num_cells=600,
+        num_executors=4,
+        num_kills=300,
         seconds_between=0.35,
         seed=2,
     )
     print(aftermath, len(read_attempts(folder)), "attempts lost")
-    check(folder, url=url, num_cells=num_cells, aftermath=aftermath)
+    check(folder, url=server.url, num_cells=600, aftermath=aftermath)
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("seed", range(3))
-def test_a_real_study_survives_a_storm(tmp_path: Path, seed: int) -> None:
-    """Training runs under 12 kills: the tables are those of an undisturbed study."""
-    quiet, wild = tmp_path / "quiet", tmp_path / "wild"
-    arguments = ["run.max_attempts=100", "run.executors=2", "train.epochs=20"]
-    arguments += ["run.checkpoint_every_s=0.05"]
-    for folder in (quiet, wild):
-        folder.mkdir()
-    assert run(quiet, *arguments).returncode == 0
+def executors_on_ray(place: Path) -> list[int]:
+    """Executors that Ray's actors have started below a folder, and those actors."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().decode().split("\0")
+            if "resnext_ablate.executor" in words and str(place) in words[-2]:
+                status = (path.parent / "status").read_text()
+                parent = int(status.partition("PPid:")[2].split()[0])
+                found += [int(path.parent.name), parent]
+    return found
+
+
+def disturb(
+    folder: Path,
+    *arguments: str,
+    seed: int,
+    num_kills: int,
+    longest_s: float,
+    on_ray: bool,
+) -> None:
+    """Kills executors and the scheduler of a real study at random, then ends it."""
     draw = random.Random(seed)
-    process = start(wild, *arguments)
-    for _ in range(12):
-        time.sleep(draw.uniform(1, 6))
+    process = start(folder, *arguments)
+    for _ in range(num_kills):
+        time.sleep(draw.uniform(1, longest_s))
         if process.poll() is not None:
             process.communicate()
-            process = start(wild, *arguments)
+            process = start(folder, *arguments)
             time.sleep(8)
         number = draw.choice([signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
         with contextlib.suppress(OSError):
-            targets = [process.pid] if draw.random() < 0.3 else children_of(process.pid)
-            os.kill(draw.choice(targets or [process.pid]), number)
+            of_scheduler = draw.random() < 0.3
+            found = executors_on_ray(folder) if on_ray else children_of(process.pid)
+            os.kill(
+                draw.choice([process.pid] if of_scheduler or not found else found),
+                number,
+            )
     process.communicate(timeout=400)
-    done = run(wild, *arguments)
+    done = run(folder, *arguments)
     assert done.returncode == 0, done.stderr
-    assert_equal_results(wild, quiet)
-    states = [trial.state for trial in trials_of(wild)]
+
+
+REAL = ["run.max_attempts=100", "run.executors=2", "run.checkpoint_every_s=0.05"]
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A study that nobody disturbed, on SQLite and this machine."""
+    folder = tmp_path_factory.mktemp("quiet")
+    done = run(folder, *REAL, "train.epochs=20")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def states_at(place: str) -> list[TrialState]:
+    backend = optuna.storages.RDBStorage(place)
+    found = optuna.load_study(study_name="tiny", storage=backend).get_trials()
+    backend.engine.dispose()
+    return [trial.state for trial in found]
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("kind", ["sqlite", "sqlite again", "postgresql", "ray"])
+def test_a_real_study_survives_a_storm(
+    tmp_path: Path, quiet: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
+    """Training runs under 12 kills: the tables are those of an undisturbed study.
+
+    On Ray under 8, of executors, their actors and the scheduler.
+    """
+    arguments = [*REAL, "train.epochs=20"]
+    place = f"sqlite:///{tmp_path}/results/tiny/study.db"
+    if kind == "postgresql":
+        url = request.getfixturevalue("server").url
+        arguments.append(f"run.storage={url}")
+        place = Server.driven(url)
+    if kind == "ray":
+        cluster = request.getfixturevalue("cluster")
+        arguments += ["run.engine=ray", f"run.ray_address={cluster.address}"]
+    disturb(
+        tmp_path,
+        *arguments,
+        seed=len(kind),
+        num_kills=8 if kind == "ray" else 12,
+        longest_s=15 if kind == "ray" else 6,
+        on_ray=kind == "ray",
+    )
+    assert_equal_results(tmp_path, quiet)
+    states = states_at(place)
     assert states.count(TrialState.COMPLETE) == 4
     assert TrialState.RUNNING not in states
-    assert checkpoints_of(wild) == []
+    assert checkpoints_of(tmp_path) == []
+    print(kind, len(states) - 4, "attempts lost")

@@ -122,24 +122,6 @@ def test_killed_scheduler_and_executor_change_no_result(
     assert checkpoints_of(tmp_path) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)]
-)
-def test_signal_ends_the_study_in_order(
-    tmp_path: Path, number: signal.Signals, code: int
-) -> None:
-    """A signal frees the cells, says how to go on, and leaves no executor behind."""
-    process = start(tmp_path, "train.epochs=100")
-    wait_until(lambda: in_mid_run(tmp_path))
-    children = children_of(process.pid)
-    process.send_signal(number)
-    _, talk = process.communicate(timeout=30)
-    assert process.returncode == code, talk
-    assert "the same command goes on from there" in talk
-    assert not any(Path(f"/proc/{child}").exists() for child in children)
-    assert all(trial.state != TrialState.RUNNING for trial in trials_of(tmp_path))
-
-
 def test_second_launch_is_refused_and_executors_die_with_the_first(
     tmp_path: Path,
 ) -> None:
