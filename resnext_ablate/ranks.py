@@ -74,7 +74,8 @@ def agreement(
         tau,
         float(max(low, -1)),
         float(min(high, 1)),
-        float(if_same.mean()),
+        # Where the means differ by no more than noise it is zero, give or take a draw.
+        max(0.0, float(if_same.mean())),
         len(labels),
     )
 

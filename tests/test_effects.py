@@ -181,3 +181,13 @@ def test_unmatched_nets_have_no_effect_of_cardinality(tmp_path: Path) -> None:
     assert files.evidence.effect == ""
     effects = pd.read_csv(tmp_path / "effects.csv")["effect"].tolist()
     assert not any("doubling" in effect for effect in effects)
+
+
+def test_a_ceiling_is_never_below_zero() -> None:
+    """Means that differ by noise alone leave no order: a ceiling of zero, not -0.00."""
+    first = {v: [5.0 + 0.01 * i, 9.0, 1.0] for i, v in enumerate("abcdef")}
+    second = {v: [5.0 - 0.01 * i, 1.0, 9.0] for i, v in enumerate("abcdef")}
+    found = agreement(first, second)
+    assert found is not None
+    assert 0 <= found.ceiling < 0.1
+    assert math.copysign(1, found.ceiling) == 1
