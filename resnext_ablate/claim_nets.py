@@ -24,6 +24,7 @@ def cardinality_at_equal_cost(nets: pd.DataFrame) -> tuple[Contrast, ...]:
         _less(
             _only(nets[nets["cardinality"] == most], "of the most cardinality"),
             _only(nets[nets["cardinality"] == 1], "of cardinality 1"),
+            label=f"cardinality {most} minus cardinality 1",
         ),
     )
 
@@ -32,8 +33,8 @@ def ways_to_double(nets: pd.DataFrame) -> tuple[Contrast, ...]:
     """At twice the FLOPs cardinality against width, and width against depth (S2)."""
     double = _double(nets)
     return (
-        _less(double.grouped, double.wider),
-        _less(double.wider, double.deeper),
+        _less(double.grouped, double.wider, label="cardinality minus width, at 2x"),
+        _less(double.wider, double.deeper, label="width minus depth, at 2x"),
     )
 
 
@@ -43,8 +44,8 @@ def once_against_twice(nets: pd.DataFrame) -> tuple[Contrast, ...]:
     once = nets[~nets["variant"].isin(double.all)]
     grouped = _only(once[once["cardinality"] > 1], "of cardinality at the lower FLOPs")
     return (
-        _less(grouped, double.deeper),
-        _less(grouped, double.wider),
+        _less(grouped, double.deeper, label="cardinality at 1x minus depth at 2x"),
+        _less(grouped, double.wider, label="cardinality at 1x minus width at 2x"),
     )
 
 
@@ -136,6 +137,6 @@ def _only(nets: pd.DataFrame, what: str) -> str:
     raise InputError(f"the claim needs one net {what}; the study has {found}.")
 
 
-def _less(first: str, second: str) -> Contrast:
+def _less(first: str, second: str, *, label: str) -> Contrast:
     """That the first of two nets has the lower error."""
-    return Contrast(f"{first} minus {second}", {first: 1, second: -1}, -1)
+    return Contrast(label, {first: 1, second: -1}, -1)

@@ -222,5 +222,8 @@ def _answer(
         folder=folder,
     )
     terminal.print_answer(answer, as_json=as_json)
-    if png:
-        export.write_figures(claims_report.figures(table), folder=folder)
+    figures = claims_report.figures(table)
+    if png and figures:
+        export.write_figures(figures, folder=folder)
+    elif png:
+        terminal.talk("there is no chart yet: no claim about errors has results")
