@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels, apart, fork
+from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels, Layer, apart, fork
 from resnext_ablate.shapes import Block, Conv, Norm
 
 
@@ -36,9 +37,24 @@ class ResidualBlock(nn.Module):
         names = [_name(step) for step in own]
         self._last_norm = names.pop() if self._is_post else ""
         self._steps = tuple(names[self._opens_with_norm :])
+        adds_channels = not block.projection and block.in_channels < block.out_channels
+        self._may_be_whole = (
+            self._is_post
+            and block.form == "c"
+            and block.has_shortcut
+            and not adds_channels
+            and len(block.projection) in (0, 2)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Float (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        if self._may_be_whole and self._norm(self._last_norm).is_fused:
+            # Imported here because few who build a net train it this way.
+            from resnext_ablate import residual
+
+            layers, projection = self._layers()
+            if residual.is_possible(layers, projection):
+                return residual.block_relu(features, main=layers, projection=projection)
         if self._opens_with_norm and self.block.projects_activated:
             main, skip = self._fork(self._norm("bn1").relu(features))
         else:
@@ -51,6 +67,18 @@ class ResidualBlock(nn.Module):
             step = self.get_submodule(name)
             main = step.relu(main) if isinstance(step, BatchNorm2d) else step(main)
         return self._end(main, skip)
+
+    def _layers(self) -> tuple[list[Layer], Layer | None]:
+        """The convolutions, each with its norm, and those of the shortcut."""
+        modules: list[Any] = [
+            getattr(self, name) for name in (*self._steps, self._last_norm)
+        ]
+        main = list(zip(modules[::2], modules[1::2], strict=True))
+        if not self.block.projection:
+            return main, None
+        conv, norm = self._projection()
+        assert isinstance(conv, Conv2d) and isinstance(norm, BatchNorm2d)
+        return main, (conv, norm)
 
     def _end(self, main: Tensor, skip: Tensor) -> Tensor:
         """The shortcut added, behind the last batch norm and before its ReLU."""

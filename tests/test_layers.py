@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from resnext_ablate import layers, loops, tuning
+from resnext_ablate import layers, loops, residual, tuning
 from resnext_ablate.config import TrainConfig
 from resnext_ablate.hardware import Precision
 from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels
@@ -279,6 +280,57 @@ def test_one_training_step_is_the_same_in_every_form(name: str) -> None:
     ours = torch.cat([fused_grads[key].flatten() for key in grads])
     assert _relative(ours, whole) < 1e-3  # a value near 0 may pass the ReLU or not
     assert _relative(fused_logits, logits) < 1e-3
+
+
+@pytest.mark.parametrize("name", [NETS[0], NETS[2], NETS[5]])
+@pytest.mark.parametrize("forms", [False, True])
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 2e-5), ("bf16", 0.03)])
+def test_a_block_in_one_node_is_its_layers_one_by_one(
+    name: str,
+    forms: bool,
+    precision: Precision,
+    tolerance: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Output, gradients and running averages are those of a node for each layer."""
+    spec = parse_spec(name)
+    results = []
+    for is_whole in (True, False):
+        model = build(spec, generator=torch.Generator().manual_seed(0))
+        table = _forms(model, side=8) if forms else {}
+        layers.settle(model, spec.layout(8), kernels="fused", forms=table)
+        if not is_whole:
+            monkeypatch.setattr(residual, "is_possible", lambda main, projection: False)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            out = model.bn1.relu(model.conv1(_randn(8, spec.in_channels, 8, 8)))
+            for stage in range(1, spec.num_stages + 1):
+                out = model.get_submodule(f"layer{stage}")(out)
+                assert out.grad_fn is not None
+                assert (out.grad_fn.name() == "_BlockBackward") == is_whole
+        out.backward(_randn(*out.shape, seed=1).to(out.dtype))
+        held = model.state_dict(keep_vars=True).items()
+        grads = {key: value.grad for key, value in held if value.grad is not None}
+        averages = {key: value for key, value in held if "running" in key}
+        results.append({"out": out.detach(), **averages, **grads})
+    ours, theirs = results
+    assert ours.keys() == theirs.keys() and len(ours) > 30
+    for key, value in ours.items():
+        assert _relative(value, theirs[key]) < tolerance, key
+        assert value.is_contiguous() or key == "out"
+
+
+def test_a_block_lets_go_of_what_it_is_done_with() -> None:
+    """Behind backward nothing of a block is held but gradients, though its output
+    lives on."""
+    model = build(parse_spec(NETS[0]), generator=torch.Generator().manual_seed(0))
+    layers.settle(model, model.spec.layout(8), kernels="fused", forms={})
+    features = _randn(2, 32, 8, 8)
+    inner = weakref.ref(features)
+    out = model.layer2(features)
+    del features
+    assert inner() is not None
+    out.sum().backward()
+    assert inner() is None and out.grad_fn is not None
 
 
 @pytest.mark.parametrize("name", [*NETS, "resnext50-2x2d-t4"])
