@@ -18,7 +18,7 @@ from resnext_ablate.data import Batch, parts_of
 from resnext_ablate.hardware import Precision
 from resnext_ablate.layers import apart, settle
 from resnext_ablate.model import ResNeXt, build, for_evaluation
-from resnext_ablate.optimization import make_optimizer
+from resnext_ablate.optimization import Sgd, make_optimizer
 from resnext_ablate.spec import ResNeXtSpec
 from resnext_ablate.together import fuse, repeated
 from resnext_ablate.tuning import resolve_kernels, resolve_precision
@@ -29,7 +29,7 @@ class Learner:
     """A net, or several seeds of it as one, with all that its steps need."""
 
     model: ResNeXt
-    optimizer: torch.optim.SGD
+    optimizer: Sgd
     config: TrainConfig
     device: torch.device
     precision: Precision

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -203,14 +206,14 @@ def test_rates_stay_above_zero_and_within_the_full_rate(
 def test_the_rate_is_set_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
     """The optimizer steps with the schedule's rates in order, and reports the last."""
     used: list[float] = []
-    step = torch.optim.SGD.step
+    step = optimization.Sgd.step
 
-    def spied(self: torch.optim.SGD, *args: Any) -> Any:
+    def spied(self: optimization.Sgd, *args: Any) -> Any:
         assert len({group["lr"] for group in self.param_groups}) == 1
         used.append(self.param_groups[0]["lr"])
         return step(self, *args)
 
-    monkeypatch.setattr(torch.optim.SGD, "step", spied)
+    monkeypatch.setattr(optimization.Sgd, "step", spied)
     config = _config(schedule="cosine", decay_norm_and_bias=False)
     result = _train(config)
     assert used == _rates(config, steps_per_epoch=4)
@@ -244,6 +247,71 @@ def test_normalisation_and_biases_can_be_spared() -> None:
     }
     assert {names[id(p)] for p in spared["params"]} == norms | {"fc.bias"}
     assert len(decayed["params"]) + len(spared["params"]) == len(names)
+
+
+@pytest.mark.parametrize("decays_all", [False, True])
+@pytest.mark.parametrize(
+    ("momentum", "nesterov"), [(0.0, False), (0.9, False), (0.9, True)]
+)
+def test_each_step_is_torchs_to_the_bit(
+    momentum: float, nesterov: bool, decays_all: bool
+) -> None:
+    """Steps at changing rates leave the weights of torch.optim.SGD, and half-way each
+    loads the state dict of the other."""
+    config = _config(
+        momentum=momentum, nesterov=nesterov, decay_norm_and_bias=decays_all
+    )
+    models = [build(SMALL, generator=torch.Generator().manual_seed(1)) for _ in "ab"]
+    ours, groups = (optimization.make_optimizer(m, config=config) for m in models)
+    theirs = torch.optim.SGD(groups.param_groups, fused=True)
+    places = [
+        [group["params"] for group in one.state_dict()["param_groups"]]
+        for one in (ours, theirs)
+    ]
+    assert places[0] == places[1]
+    for step in range(5):
+        for optimizer, model in ((ours, models[0]), (theirs, models[1])):
+            generator = torch.Generator().manual_seed(step)
+            for parameter in model.parameters():
+                parameter.grad = torch.randn(parameter.shape, generator=generator)
+            for group in optimizer.param_groups:
+                group["lr"] = 0.1 / (1 + step)
+            optimizer.step()
+        for one, other in zip(*(m.parameters() for m in models), strict=True):
+            assert one.equal(other)
+        if step == 2:
+            kept, torchs = (copy.deepcopy(one.state_dict()) for one in (ours, theirs))
+            ours.load_state_dict(torchs)
+            for param_group in kept["param_groups"]:
+                param_group |= theirs.defaults | param_group
+            theirs.load_state_dict(kept)
+
+
+def test_a_parameter_without_gradient_stays() -> None:
+    """Neither decay nor velocity moves a weight that has no gradient."""
+    model = build(SMALL)
+    optimizer = optimization.make_optimizer(model, config=_config())
+    before = copy.deepcopy(model.state_dict())
+    model.fc.bias.grad = torch.ones_like(model.fc.bias)
+    optimizer.step()
+    after = model.state_dict()
+    changed = {key for key, value in before.items() if not value.equal(after[key])}
+    assert changed == {"fc.bias"}
+    optimizer.zero_grad()
+    assert model.fc.bias.grad is None
+
+
+def test_training_needs_no_compiler_of_torchs() -> None:
+    """Making an optimizer and taking a step imports no torch._dynamo."""
+    code = (
+        "import sys, torch; from resnext_ablate import optimization, model; "
+        "from resnext_ablate.config import TrainConfig; "
+        "net = model.build('resnet11-t4'); "
+        "sgd = optimization.make_optimizer(net, config=TrainConfig(epochs=1)); "
+        "net(torch.zeros(2, 3, 8, 8)).sum().backward(); sgd.step(); sgd.zero_grad(); "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
