@@ -101,7 +101,9 @@ def calibrate(
         (folder / records.RUNS_FOLDER).mkdir()
         (folder / LOCK_FILE).touch()
         bench = _Bench(config, prepared, devices, folder, start + BUDGET_S)
-        open_channel = open_locally(folder, devices=devices)
+        open_channel = open_locally(
+            folder, devices=devices, devices_per_run=config.run.devices_per_run
+        )
         with Executors(len(devices), open_channel=open_channel) as executors:
             startup_s = bench.wait_until_ready(executors) - start
             largest = max(nets, key=lambda net: net.macs)

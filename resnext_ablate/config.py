@@ -182,6 +182,9 @@ class RunConfig(_Part):
     """Minutes of a job; then it saves its run and queues again."""
     slurm_options: dict[str, str | int] = {}
     """Further options of sbatch, such as { partition = "gpu", account = "lab" }."""
+    devices_per_run: int = Field(default=1, ge=1, le=64)
+    """Devices, or processes on a CPU, that train each run together by torchrun, each a
+    part of every batch, which batch normalisation sees alone."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     deterministic: bool = True
     """The same seed gives the same numbers on the same hardware."""
@@ -228,6 +231,10 @@ class RunConfig(_Part):
             raise ValueError(
                 'fuse_seeds needs engine = "local" or "ray": a Slurm job hands back '
                 "one run at a time; set fuse_seeds = 1"
+            )
+        if self.devices_per_run > 1 and max(self.runs_per_device, self.fuse_seeds) > 1:
+            raise ValueError(
+                "devices_per_run excludes runs_per_device and fuse_seeds above 1"
             )
         if self.ray_address is not None and self.engine != "ray":
             raise ValueError('ray_address needs engine = "ray"')
@@ -313,6 +320,16 @@ class StudyConfig(_Part):
     train: TrainConfig
     run: RunConfig = RunConfig()
     report: ReportConfig = ReportConfig()
+
+    @model_validator(mode="after")
+    def _batch_divides_by_devices(self) -> Self:
+        devices, size = self.run.devices_per_run, self.train.batch_size
+        if size % devices or size < 2 * devices:
+            raise ValueError(
+                f"run.devices_per_run = {devices} must divide train.batch_size = "
+                f"{size}, and leave each device 2 images or more"
+            )
+        return self
 
     @model_validator(mode="after")
     def _kind_has_its_part(self) -> Self:

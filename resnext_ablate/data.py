@@ -27,6 +27,26 @@ from resnext_ablate.spec import InputError
 SplitName = Literal["train", "val", "test"]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which part of each batch and split a process takes, of how many."""
+
+    index: int = 0
+    count: int = 1
+
+    def of(self, length: int) -> range:
+        """Its positions of so many: parts differ by one at most, the first are longer.
+
+        So `parts_of` divides a batch, too.
+        """
+        size, longer = divmod(length, self.count)
+        start = self.index * size + min(self.index, longer)
+        return range(start, start + size + (self.index < longer))
+
+
+WHOLE = Part()
+
+
 class Feed(Protocol):
     """A data set as a run sees it."""
 
@@ -43,11 +63,14 @@ class Feed(Protocol):
         epoch: int,
         batch_size: int,
         num_passed: int,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
-        """The augmented training batches of an epoch but the first `num_passed`."""
+        """A part of each augmented batch of an epoch but the first `num_passed`."""
 
-    def eval_batches(self, split: SplitName, *, batch_size: int) -> Iterator[Batch]:
-        """All images of a split in their order, normalised."""
+    def eval_batches(
+        self, split: SplitName, *, batch_size: int, part: Part = WHOLE
+    ) -> Iterator[Batch]:
+        """The images of a part of a split in their order, normalised."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +106,7 @@ class Dataset:
         epoch: int,
         batch_size: int,
         num_passed: int,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
         draws = draw_epoch(
             self.num_images("train"),
@@ -91,12 +115,18 @@ class Dataset:
             generator=epoch_generator(seed, epoch=epoch),
         )
         return train_batches(
-            self, draws=draws, batch_size=batch_size, num_passed=num_passed
+            self, draws=draws, batch_size=batch_size, num_passed=num_passed, part=part
         )
 
-    def eval_batches(self, split: SplitName, *, batch_size: int) -> Iterator[Batch]:
+    def eval_batches(
+        self, split: SplitName, *, batch_size: int, part: Part = WHOLE
+    ) -> Iterator[Batch]:
+        held, taken = self._split(split), part.of(self.num_images(split))
+        images, labels = (
+            one[taken.start : taken.stop] for one in (held.images, held.labels)
+        )
         return eval_batches(
-            self._split(split), mean=self.mean, std=self.std, batch_size=batch_size
+            Split(images, labels), mean=self.mean, std=self.std, batch_size=batch_size
         )
 
     def _split(self, name: SplitName) -> Split:
@@ -185,7 +215,12 @@ def num_batches(num_images: int, *, batch_size: int) -> int:
 
 
 def train_batches(
-    dataset: Dataset, *, draws: EpochDraws, batch_size: int, num_passed: int = 0
+    dataset: Dataset,
+    *,
+    draws: EpochDraws,
+    batch_size: int,
+    num_passed: int = 0,
+    part: Part = WHOLE,
 ) -> Iterator[Batch]:
     """The augmented training batches of an epoch, in the order of `draws`.
 
@@ -196,17 +231,28 @@ def train_batches(
         tensor.to(images.device)
         for tensor in (draws.order, draws.shift, draws.mirrored)
     )
-    for batch in range(num_passed, num_batches(len(order), batch_size=batch_size)):
-        part = slice(batch * batch_size, (batch + 1) * batch_size)
+    for taken in batch_slices(
+        len(order), batch_size=batch_size, num_passed=num_passed, part=part
+    ):
         augmented = augment(
             images,
-            positions=order[part],
-            shift=shift[part],
-            mirrored=mirrored[part],
+            positions=order[taken],
+            shift=shift[taken],
+            mirrored=mirrored[taken],
             mean=dataset.mean,
             std=dataset.std,
         )
-        yield Batch(augmented, labels[order[part]])
+        yield Batch(augmented, labels[order[taken]])
+
+
+def batch_slices(
+    num_images: int, *, batch_size: int, num_passed: int, part: Part
+) -> Iterator[slice]:
+    """The places of a part of each batch in the order of an epoch."""
+    size = min(batch_size, num_images)
+    taken = part.of(size)
+    for batch in range(num_passed, num_batches(num_images, batch_size=batch_size)):
+        yield slice(batch * size + taken.start, batch * size + taken.stop)
 
 
 def parts_of(batch: Batch, *, count: int) -> tuple[Batch, ...]:

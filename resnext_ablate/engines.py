@@ -28,7 +28,9 @@ def opened(
         MissingExtraError: the engine's package is not installed.
     """
     if config.run.engine == "local":
-        yield execution.open_locally(folder, devices=devices)
+        yield execution.open_locally(
+            folder, devices=devices, devices_per_run=config.run.devices_per_run
+        )
         return
     from resnext_ablate.ray_engine import RayEngine
     from resnext_ablate.slurm_engine import SlurmEngine

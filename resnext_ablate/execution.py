@@ -30,6 +30,9 @@ LOCK_FILE = ".executors.lock"
 LOGS_FOLDER = "logs"
 
 _PROGRAM = "resnext_ablate.executor"
+_TORCHRUN = "torch.distributed.run"
+_HERE = ("--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0", "--local-addr=127.0.0.1")
+"""All on this machine."""
 
 
 class ExecutorError(RuntimeError):
@@ -222,18 +225,21 @@ class Executors:
 class LocalChannel:
     """An executor as a child process of this one."""
 
-    def __init__(self, index: int, *, folder: Path, core: int | None) -> None:
+    def __init__(
+        self, index: int, *, folder: Path, core: int | None, num_processes: int
+    ) -> None:
         """Starts it.
 
         Args:
             index: its number.
             folder: the study's.
             core: the one that it keeps to; None: any.
+            num_processes: that train each of its runs together.
         """
         log_folder = folder / LOGS_FOLDER
         log_folder.mkdir(exist_ok=True)
         with (log_folder / f"executor-{index}.log").open("a", encoding="utf-8") as log:
-            self._process = start_process(folder, log=log)
+            self._process = start_process(folder, log=log, num_processes=num_processes)
         if core is not None:
             # Its threads, of which it has none yet, will keep to the core as well.
             os.sched_setaffinity(self._process.pid, {core})
@@ -259,7 +265,9 @@ class LocalChannel:
         end_process(self._process)
 
 
-def open_locally(folder: Path, *, devices: Sequence[str]) -> Callable[[int], Channel]:
+def open_locally(
+    folder: Path, *, devices: Sequence[str], devices_per_run: int = 1
+) -> Callable[[int], Channel]:
     """Executors on this machine; each keeps to a core where they fill it.
 
     Where they are fewer than cores, the system finds free ones better than we do.
@@ -267,21 +275,34 @@ def open_locally(folder: Path, *, devices: Sequence[str]) -> Callable[[int], Cha
     Args:
         folder: the study's.
         devices: one for each executor.
+        devices_per_run: processes of each executor, a device each.
     """
     cores = sorted(os.sched_getaffinity(0))
     fills = set(devices) == {"cpu"} and len(devices) == len(cores)
+    assert not fills or devices_per_run == 1, "no core is left for them"
 
     def open_channel(index: int) -> LocalChannel:
         core = cores[index] if fills else None
-        return LocalChannel(index, folder=folder, core=core)
+        return LocalChannel(
+            index, folder=folder, core=core, num_processes=devices_per_run
+        )
 
     return open_channel
 
 
-def start_process(folder: Path, *, log: IO[str]) -> subprocess.Popen[str]:
-    """Starts the process of an executor that holds a folder's lock."""
+def start_process(
+    folder: Path, *, log: IO[str], num_processes: int = 1
+) -> subprocess.Popen[str]:
+    """Starts the process of an executor that holds a folder's lock.
+
+    Where several processes are to train each run together, torchrun starts them; it
+    ends all of them when one ends, and they all end with it.
+    """
+    launcher = [] if num_processes == 1 else ["-m", _TORCHRUN, *_HERE]
+    count = [] if num_processes == 1 else [f"--nproc-per-node={num_processes}"]
+    program = ["-m", _PROGRAM, str(folder / LOCK_FILE), str(num_processes)]
     return subprocess.Popen(
-        [sys.executable, "-m", _PROGRAM, str(folder / LOCK_FILE)],
+        [sys.executable, *launcher, *count, *program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=log,

@@ -36,6 +36,7 @@ from resnext_ablate.endings import NonFiniteLossError, RunStoppedError, die_with
 from resnext_ablate.execution import Event, Job, job_from
 from resnext_ablate.hardware import is_out_of_memory
 from resnext_ablate.peaks import known_peaks, roofline_pct
+from resnext_ablate.peers import Peers, joined
 from resnext_ablate.records import EpochRecord, RunRecord, RunState
 from resnext_ablate.roofline import Peaks
 from resnext_ablate.spec import spec_from_dict
@@ -58,6 +59,7 @@ def execute(
     on_end: Callable[[Job, RunRecord], None],
     word: Callable[[Sequence[EpochRecord]], str],
     should_stop: Callable[[], bool],
+    peers: Peers,
 ) -> None:
     """Trains the seeds of a job to their ends, from their newest checkpoint on.
 
@@ -68,6 +70,7 @@ def execute(
         word: asked after each of `job.wait_after`, with the epochs so far, whether to
             stop; the answer is why, or empty.
         should_stop: asked between steps whether to hand the runs back.
+        peers: who train them together, and all call this.
 
     Raises:
         RunStoppedError: `should_stop` said so; the runs are saved.
@@ -93,11 +96,12 @@ def execute(
             deterministic=config.run.deterministic,
             should_stop=should_stop,
             num_micro_batches=job.num_micro_batches,
+            peers=peers,
         )
     except _Pruned as pruned:
         runs[0].end("pruned", str(pruned))
     except Exception as error:  # One run's fault must not end the study.
-        if _is_for_scheduler(error):
+        if _is_for_scheduler(error) or peers.count > 1:
             raise
         _logger.exception("run %s of %s failed", job.cell, job.variant)
         for one in runs:
@@ -154,12 +158,14 @@ class _Own:
     def _take(self, end: RunResult | NonFiniteLossError) -> None:
         if isinstance(end, NonFiniteLossError):
             return self.end("diverged", str(end))
-        batch_size = self._config.train.batch_size
+        config = self._config
+        batch_size = min(config.train.batch_size, self._dataset.num_images("train"))
+        num_devices = config.run.devices_per_run
         used_pct = roofline_pct(
             spec_from_dict(self._job.spec),
-            images_per_s=end.images_per_s,
+            images_per_s=end.images_per_s / num_devices,
             image_size=self._dataset.info.image_size,
-            batch_size=min(batch_size, self._dataset.num_images("train")),
+            batch_size=batch_size // num_devices,
             peaks=self._peaks,
         )
         self._end(
@@ -197,6 +203,7 @@ class _Own:
             epochs=tuple(self._epochs),
             num_micro_batches=self._job.num_micro_batches,
             num_fused=self._num_fused,
+            num_devices=self._config.run.devices_per_run,
         )
 
 
@@ -219,6 +226,7 @@ def _keeper(job: Job, *, config: StudyConfig, data_checksum: str) -> Keeper:
         "device": torch.device(job.device).type,
         "deterministic": config.run.deterministic,
         "num_micro_batches": job.num_micro_batches,
+        "num_devices": config.run.devices_per_run,
         **records.running_versions(),
     }
     text = json.dumps(parts, sort_keys=True)
@@ -277,12 +285,19 @@ class _Voice:
         os.dup2(2, 1)  # Whatever prints must not garble the answers.
         self._job: Job | None = None
         self._said_at = 0.0
+        self._is_muted = False
+
+    def mute(self) -> None:
+        """Leaves all but a lack of memory to the leader of its peers."""
+        self._is_muted = True
 
     def begin(self, job: Job) -> None:
         self._job = job
 
     def say(self, event: Event, job: Job | None = None, **values: object) -> None:
         """Says what is of one run of the job, or of its first."""
+        if self._is_muted and event != "out_of_memory":
+            return
         job = job or self._job
         if job is not None:
             values |= {"cell": job.cell, "attempt": job.attempt}
@@ -301,22 +316,41 @@ class _Voice:
             self.say("alive")
 
 
-def _serve(lock_path: Path) -> None:
+def _serve(lock_path: Path, *, num_processes: int) -> None:
     """An executor's life: jobs until its input closes or a signal comes."""
     die_with_parent()
     voice = _Voice()
     logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
     torch.set_num_threads(1)
-    with lock_path.open("a") as lock:
+    with lock_path.open("a") as lock, joined(num_processes) as peers:
         fcntl.flock(lock, fcntl.LOCK_SH)
-        inbox = _Inbox(sys.stdin)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, inbox.catch)
-        voice.say("ready", versions=records.running_versions())
-        held: dict[tuple[str, str], data.Feed] = {}
-        for job in inbox.jobs():
-            voice.begin(job)
-            _do(job, held=held, voice=voice, inbox=inbox)
+        if peers.leads:
+            _lead(peers, voice=voice)
+        else:
+            _follow(peers, voice=voice)
+
+
+def _lead(peers: Peers, *, voice: _Voice) -> None:
+    """Does the scheduler's jobs, and has its peers do them too."""
+    inbox = _Inbox(sys.stdin)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, inbox.catch)
+    voice.say("ready", versions=records.running_versions())
+    held: dict[tuple[str, str], data.Feed] = {}
+    for job in inbox.jobs():
+        peers.hear(json.dumps(dataclasses.asdict(job)))
+        _do(job, held=held, voice=voice, inbox=inbox, peers=peers)
+    peers.hear("")
+
+
+def _follow(peers: Peers, *, voice: _Voice) -> None:
+    """Does the leader's jobs with it. What signals ask of all, it is told by it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    voice.mute()
+    held: dict[tuple[str, str], data.Feed] = {}
+    while line := peers.hear(""):
+        _do(job_from(json.loads(line)), held=held, voice=voice, inbox=None, peers=peers)
 
 
 def _do(
@@ -324,21 +358,26 @@ def _do(
     *,
     held: dict[tuple[str, str], data.Feed],
     voice: _Voice,
-    inbox: _Inbox,
+    inbox: _Inbox | None,
+    peers: Peers,
 ) -> None:
     """Brings the runs of a job to their files, or says why they have none."""
+    voice.begin(job)
+    job = _placed(job, peers)
     folder = Path(job.study_folder)
     open_jobs = {one.cell: one for one in job.each}
 
     def should_stop() -> bool:
         voice.say_alive()
-        return inbox.stopping.is_set()
+        return peers.agree(inbox is not None and inbox.stopping.is_set())
 
     def word(epochs: Sequence[EpochRecord]) -> str:
         voice.say("waiting", epochs=[dataclasses.asdict(epoch) for epoch in epochs])
-        return inbox.word()
+        return peers.hear(inbox.word() if inbox else "")
 
     def end(one: Job, record: RunRecord) -> None:
+        if not peers.leads:
+            return
         records.write_run(record, folder)
         records.remove_checkpoints(folder, one.cell)
         del open_jobs[one.cell]
@@ -353,6 +392,7 @@ def _do(
             on_end=end,
             word=word,
             should_stop=should_stop,
+            peers=peers,
         )
     except RunStoppedError as error:
         event, reason = "stopped", str(error)
@@ -364,6 +404,16 @@ def _do(
         reason = str(error).partition("\n")[0]
     for one in open_jobs.values():
         voice.say(event, one, reason=reason)
+    if peers.count > 1 and event != "stopped":
+        os._exit(1)  # Its peers wait for it in mid-step, and end with it.
+
+
+def _placed(job: Job, peers: Peers) -> Job:
+    """The job on the device of this process: they follow one another."""
+    if job.device == "cpu":
+        return job
+    first = torch.device(job.device).index or 0
+    return replace(job, device=f"cuda:{first + peers.rank}")
 
 
 def _dataset(job: Job, held: dict[tuple[str, str], data.Feed]) -> data.Feed:
@@ -382,9 +432,12 @@ def _opened(job: Job, *, config: StudyConfig) -> data.Feed:
         return data.load(folder, device=device)
     assert isinstance(config.run.executors, int), "resolved before jobs are made"
     return streaming.Stream(
-        folder, config=config.data, device=device, num_sharing=config.run.executors
+        folder,
+        config=config.data,
+        device=device,
+        num_sharing=config.run.executors * config.run.devices_per_run,
     )
 
 
 if __name__ == "__main__":
-    _serve(Path(sys.argv[1]))
+    _serve(Path(sys.argv[1]), num_processes=int(sys.argv[2]))

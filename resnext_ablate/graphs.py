@@ -138,7 +138,7 @@ class GraphedStep:
 
 def step_of(learner: Learner) -> Step:
     """A learner's training step as its device does it best."""
-    if learner.device.type == "cuda":
+    if learner.device.type == "cuda" and learner.peers.count == 1:
         return GraphedStep(learner, capture=CudaCapture(learner.device))
 
     def eager(batch: Batch, *, learning_rate: float, wrong: Tensor) -> Tensor:

@@ -83,20 +83,42 @@ def devices(wanted: str) -> tuple[str, ...]:
     )
 
 
-def num_executors(found: Sequence[str], *, runs_per_device: int) -> int:
-    """How many executors these devices take: one per core, or so many per GPU.
+def placed(
+    found: Sequence[str],
+    *,
+    executors: int | Literal["auto"],
+    runs_per_device: int,
+    devices_per_run: int,
+) -> tuple[str, ...]:
+    """The device of each executor, its first one where it has several.
+
+    Args:
+        found: the devices that runs may use.
+        executors: how many; auto: one per core, or so many as GPUs have room for.
+        runs_per_device: that share a GPU.
+        devices_per_run: that a run takes.
 
     Raises:
-        InputError: runs are to share a device that is a CPU.
+        InputError: runs are to share a device that is a CPU, or need more GPUs.
     """
-    if found[0] != "cpu":
-        return len(found) * runs_per_device
-    if runs_per_device > 1:
+    if found[0] == "cpu":
+        if executors == "auto":
+            if runs_per_device > 1:
+                raise InputError(
+                    f"run.runs_per_device = {runs_per_device}: runs share GPUs only, "
+                    "and this study trains on the CPU, one run per core; run.executors "
+                    "changes that."
+                )
+            return ("cpu",) * max(1, usable_cores() // devices_per_run)
+        return ("cpu",) * executors
+    if devices_per_run > len(found):
         raise InputError(
-            f"run.runs_per_device = {runs_per_device}: runs share GPUs only, and this "
-            "study trains on the CPU, one run per core; run.executors changes that."
+            f"run.devices_per_run = {devices_per_run}: there are {len(found)} GPUs."
         )
-    return usable_cores()
+    firsts = found[::devices_per_run][: len(found) // devices_per_run]
+    if executors == "auto":
+        executors = len(firsts) * runs_per_device
+    return tuple(firsts[index % len(firsts)] for index in range(executors))
 
 
 def check_room(placed: Sequence[str], *, run_mib: float) -> None:

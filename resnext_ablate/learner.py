@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnext_ablate.config import TrainConfig
 from resnext_ablate.data import Batch, parts_of
@@ -19,6 +19,7 @@ from resnext_ablate.hardware import Precision
 from resnext_ablate.layers import apart, settle
 from resnext_ablate.model import ResNeXt, build, for_evaluation
 from resnext_ablate.optimization import Sgd, make_optimizer
+from resnext_ablate.peers import ALONE, Peers
 from resnext_ablate.spec import ResNeXtSpec
 from resnext_ablate.together import fuse, repeated
 from resnext_ablate.tuning import resolve_kernels, resolve_precision
@@ -33,6 +34,9 @@ class Learner:
     config: TrainConfig
     device: torch.device
     precision: Precision
+    trained: nn.Module
+    """The net as it learns: itself, or with the gradients of its peers."""
+    peers: Peers = ALONE
     num_micro_batches: int = 1
     """Parts of each batch, which batch normalisation sees alone."""
 
@@ -45,6 +49,7 @@ def new_learner(
     image_size: int,
     device: torch.device,
     num_micro_batches: int = 1,
+    peers: Peers = ALONE,
 ) -> Learner:
     """A net before its first step, in train mode.
 
@@ -56,6 +61,7 @@ def new_learner(
         image_size: pixels of a side.
         device: where it trains.
         num_micro_batches: parts of each batch.
+        peers: those who train it too, each on a part of each batch.
     """
     nets = [build(spec, generator=generator) for generator in generators]
     model = fuse(nets).to(device)
@@ -67,8 +73,12 @@ def new_learner(
     settle(model, layout, kernels=kernels, forms=forms)
     if config.channels_last:
         model = model.to(memory_format=torch.channels_last)
+    channels = spec.in_channels * len(nets)
+    example = torch.zeros(2, channels, image_size, image_size, device=device)
     return Learner(
         model=model,
+        trained=peers.wrapped(model, example=example),
+        peers=peers,
         optimizer=make_optimizer(model, config=config),
         config=config,
         device=device,
@@ -84,7 +94,8 @@ def update(
 
     Args:
         learner: its weights, statistics and optimizer change.
-        batch: augmented images on its device, see `together.joint_batch`.
+        batch: augmented images on its device, see `together.joint_batch`; the part of
+            this process where it has peers.
         learning_rate: of this step; a tensor () on the device where it is captured.
         wrong: int64 (K,) on the device; each seed's wrong answers are added.
 
@@ -94,14 +105,24 @@ def update(
     for group in learner.optimizer.param_groups:
         group["lr"] = learning_rate
     learner.optimizer.zero_grad()
-    losses = [
-        _add_gradients(
-            learner, part, share=len(part.labels) / len(batch.labels), wrong=wrong
-        )
-        for part in parts_of(batch, count=learner.num_micro_batches)
-    ]
+    peers, here = learner.peers, wrong
+    if peers.count > 1:
+        here = torch.zeros_like(wrong)
+    *first, last = parts_of(batch, count=learner.num_micro_batches)
+    losses = []
+    with peers.apart(learner.trained):
+        for part in first:
+            share = len(part.labels) / len(batch.labels)
+            losses.append(_add_gradients(learner, part, share=share, wrong=here))
+    share = len(last.labels) / len(batch.labels)
+    losses.append(_add_gradients(learner, last, share=share, wrong=here))
     learner.optimizer.step()
-    return losses[0] if len(losses) == 1 else torch.stack(losses).sum(dim=0)
+    loss = losses[0] if len(losses) == 1 else torch.stack(losses).sum(dim=0)
+    if peers.count == 1:
+        return loss
+    shared = peers.share_step(learner.model, torch.cat([loss, here.float()]))
+    wrong += (shared[len(loss) :] * peers.count).round().long()
+    return shared[: len(loss)]
 
 
 def evaluator(learner: Learner) -> Callable[[Tensor], Tensor]:
@@ -129,7 +150,7 @@ def _add_gradients(
     """Adds the gradients of a part of a batch; returns its share of the mean losses."""
     smoothing = learner.config.label_smoothing
     with _autocast(learner):
-        answers = learner.model(_arranged(learner, batch.images))
+        answers = learner.trained(_arranged(learner, batch.images))
     logits = _of_each(learner, answers)
     losses = torch.stack(
         [

@@ -53,7 +53,10 @@ class Relay:
             self._said.put(None)
             return
         with self._log.open("a", encoding="utf-8") as log:
-            self._process = execution.start_process(self._folder, log=log)
+            run = StudyConfig.model_validate_json(config).run
+            self._process = execution.start_process(
+                self._folder, log=log, num_processes=run.devices_per_run
+            )
         threading.Thread(target=self._listen, daemon=True).start()
 
     def write(self, line: str) -> None:
@@ -196,11 +199,13 @@ class RayEngine:
     def open_channel(self, index: int) -> RayChannel:
         """An executor of its own, as soon as a node has room for it."""
         run = self._config.run
-        share = 1 / run.runs_per_device if run.device.startswith("cuda") else 0
+        share = 0.0
+        if run.device.startswith("cuda"):
+            share = run.devices_per_run / run.runs_per_device
         actor = (
             self._ray.remote(Relay)
             .options(
-                num_cpus=1,
+                num_cpus=run.devices_per_run,
                 num_gpus=share,
                 max_concurrency=4,
                 max_restarts=0,

@@ -57,10 +57,23 @@ class Wish(NamedTuple):
 
 @dataclass(frozen=True)
 class Shelf:
-    """The files of a split. names: bytes (N,), below the root; labels: int64 (N,)."""
+    """The files of a split, listed in a folder of the cache.
 
-    names: npt.NDArray[np.bytes_]
-    labels: npt.NDArray[np.int64]
+    Each process maps the lists for itself: they can be long, and are not sent to it.
+    """
+
+    folder: Path
+    split: str
+
+    @property
+    def names(self) -> npt.NDArray[np.bytes_]:
+        """(N,): paths below the root."""
+        return _mapped(self.folder / f"{self.split}_images.npy")
+
+    @property
+    def labels(self) -> npt.NDArray[np.int64]:
+        """(N,)."""
+        return _mapped(self.folder / f"{self.split}_labels.npy")
 
 
 @dataclass(frozen=True)
@@ -168,6 +181,12 @@ class Reader:
         generator = torch.Generator().manual_seed(_draws_seed(wish, 1))
         shares = _LIGHTING_SD * torch.randn(3, generator=generator)
         return torch.tensor(_COMPONENTS) @ (shares * torch.tensor(_SPREADS))
+
+
+@cache
+def _mapped(path: Path) -> npt.NDArray[Any]:
+    mapped: npt.NDArray[Any] = np.load(path, mmap_mode="r")
+    return mapped
 
 
 def decode(path: str) -> Tensor:

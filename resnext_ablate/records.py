@@ -146,6 +146,8 @@ class RunRecord:
     num_micro_batches: int = 1
     """Parts of each batch whose gradients add up, where memory was short. Batch
     normalisation then sees parts, so that such runs do not compare with whole ones."""
+    num_devices: int = 1
+    """That trained it together; batch normalisation saw each one's part of a batch."""
     num_fused: int = 1
     """Seeds of the variant that were trained as one net, this one among them. Times are
     this one's share; the peak memory is that of all."""

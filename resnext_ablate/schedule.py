@@ -15,6 +15,7 @@ from resnext_ablate.cells import Cells
 from resnext_ablate.config import StudyConfig
 from resnext_ablate.execution import (
     Channel,
+    Event,
     ExecutorError,
     Executors,
     Message,
@@ -54,6 +55,7 @@ class Schedule:
     ) -> None:
         self._ledger = ledger
         self._lease_s = config.run.lease_s
+        self._devices_per_run = config.run.devices_per_run
         self._cells = Cells(
             ledger,
             config=config,
@@ -161,20 +163,22 @@ class Schedule:
             if not self._settle(attempt):
                 reason = "the executor left no whole run file"
                 self._lose(attempt, cause="killed", reason=reason)
-            self._free(index)
+            self._free(index, after=message.event)
         elif message.event == "stopped":
             self._lose(attempt, cause="terminated", reason=message.reason)
         elif message.event == "out_of_memory":
             cause: Cause = "crowded" if attempt.num_fused > 1 else "out_of_memory"
             self._lose(attempt, cause=cause, reason=message.reason)
-            self._free(index)
+            self._free(index, after=message.event)
         elif message.event == "disk_full":
             self._lose(attempt, cause="interrupted", reason=message.reason)
             raise OSError(errno.ENOSPC, message.reason)
 
-    def _free(self, index: int) -> None:
+    def _free(self, index: int, *, after: Event) -> None:
         """Gives an executor more to do once it has ended all that it had."""
-        if not self._cells.held_by(index):
+        # Several processes end with the one that lacks memory.
+        ends = after == "out_of_memory" and self._devices_per_run > 1
+        if not ends and not self._cells.held_by(index):
             self._set_idle(index)
 
     def _set_idle(self, index: int) -> None:

@@ -93,6 +93,7 @@ class Post:
         self.study_folder = study_folder
         self.config = config
         self.data_checksum = data_checksum
+        self.num_processes = StudyConfig.model_validate_json(config).run.devices_per_run
         self.carrier: _Carrier | None = None
 
     def __call__(self) -> None:
@@ -103,7 +104,9 @@ class Post:
             mailbox.put("from", {_ENDED: refusal, "by_signal": False})
             return
         with (self.place / "executor.log").open("a", encoding="utf-8") as log:
-            process = execution.start_process(self.study_folder, log=log)
+            process = execution.start_process(
+                self.study_folder, log=log, num_processes=self.num_processes
+            )
         self.carrier = _Carrier(process, mailbox=mailbox, data_folder=data_folder)
         beat, beaten_at = "", time.monotonic()
         while process.poll() is None:
@@ -250,8 +253,8 @@ class SlurmEngine:
         self._submitter.update_parameters(
             name=config.name,
             timeout_min=run.slurm_timeout_min,
-            cpus_per_task=1,
-            gpus_per_node=int(run.device.startswith("cuda")),
+            cpus_per_task=run.devices_per_run,
+            gpus_per_node=run.devices_per_run if run.device.startswith("cuda") else 0,
             slurm_additional_parameters=dict(run.slurm_options),
         )
 

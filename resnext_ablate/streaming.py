@@ -7,24 +7,26 @@ many workers there are, and where a run was interrupted, change nothing in a bat
 from __future__ import annotations
 
 import json
-import sys
+import multiprocessing
 from collections.abc import Iterable, Iterator
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from resnext_ablate.data import (
+    WHOLE,
     Batch,
+    Part,
     SplitName,
     augment,
+    batch_slices,
     draw_epoch,
     epoch_generator,
     normalise,
-    num_batches,
 )
 from resnext_ablate.data_config import DataConfig
 from resnext_ablate.endings import die_with_parent
@@ -80,7 +82,9 @@ class Stream:
         """
         try:
             meta = json.loads((folder / META_FILE).read_text(encoding="utf-8"))
-            self._shelves = {name: _shelf(folder, name) for name in _SPLITS}
+            self._shelves = {name: Shelf(folder, name) for name in _SPLITS}
+            for shelf in self._shelves.values():
+                assert len(shelf.names) == len(shelf.labels)
         except FileNotFoundError as error:
             raise InputError(
                 f"{folder} lists no images ({error.filename} is missing); prepare the "
@@ -117,8 +121,9 @@ class Stream:
         epoch: int,
         batch_size: int,
         num_passed: int,
+        part: Part = WHOLE,
     ) -> Iterator[Batch]:
-        """The augmented batches of an epoch but the first `num_passed`."""
+        """A part of each augmented batch of an epoch but the first `num_passed`."""
         count = self.num_images("train")
         draws = draw_epoch(
             count,
@@ -126,16 +131,15 @@ class Stream:
             flip=config.flip,
             generator=epoch_generator(seed, epoch=epoch),
         )
-        parts = [
-            slice(batch * batch_size, (batch + 1) * batch_size)
-            for batch in range(num_passed, num_batches(count, batch_size=batch_size))
-        ]
+        slices = list(
+            batch_slices(count, batch_size=batch_size, num_passed=num_passed, part=part)
+        )
         draw = Draw(seed, epoch)
         wishes = (
-            [Wish("train", index, draw) for index in draws.order[part].tolist()]
-            for part in parts
+            [Wish("train", index, draw) for index in draws.order[taken].tolist()]
+            for taken in slices
         )
-        for part, found in zip(parts, self._read(wishes), strict=True):
+        for taken, found in zip(slices, self._read(wishes), strict=True):
             pixels, labels = self._on_device(found)
             if config.augment == "imagenet":
                 light = found.light.to(self._device, non_blocking=True) / self._std
@@ -144,19 +148,21 @@ class Stream:
                 images = augment(
                     pixels,
                     positions=torch.arange(len(pixels), device=self._device),
-                    shift=draws.shift[part].to(self._device),
-                    mirrored=draws.mirrored[part].to(self._device),
+                    shift=draws.shift[taken].to(self._device),
+                    mirrored=draws.mirrored[taken].to(self._device),
                     mean=self._mean,
                     std=self._std,
                 )
             yield Batch(images, labels)
 
-    def eval_batches(self, split: SplitName, *, batch_size: int) -> Iterator[Batch]:
-        """All images of a split in their order, normalised."""
-        count = self.num_images(split)
+    def eval_batches(
+        self, split: SplitName, *, batch_size: int, part: Part = WHOLE
+    ) -> Iterator[Batch]:
+        """The images of a part of a split in their order, normalised."""
+        places = part.of(self.num_images(split))
         wishes = (
-            [Wish(split, i, None) for i in range(start, min(start + batch_size, count))]
-            for start in range(0, count, batch_size)
+            [Wish(split, place, None) for place in places[start : start + batch_size]]
+            for start in range(0, len(places), batch_size)
         )
         for found in self._read(wishes):
             pixels, labels = self._on_device(found)
@@ -210,12 +216,17 @@ def _loader(
         pin_memory=pins,
         persistent_workers=num_workers > 0,
         worker_init_fn=_begin_worker,
+        multiprocessing_context=_worker_context() if num_workers else None,
         generator=torch.Generator(),  # Its draws say nothing and must not be torch's.
-        # They start at once, and need nothing that a fork would break.
-        multiprocessing_context="fork"
-        if num_workers and sys.platform == "linux"
-        else None,
     )
+
+
+def _worker_context() -> BaseContext:
+    """Workers come from a process without threads: a fork of this one, which has some,
+    can hang on a lock that none of its threads is left to give back."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["resnext_ablate.reading", "torchvision"])
+    return context
 
 
 def _begin_worker(number: int) -> None:
@@ -228,11 +239,3 @@ def _num_workers(config: DataConfig, *, device: torch.device, num_sharing: int) 
     if device.type == "cpu":
         return 0  # Runs take all cores already.
     return max(1, min(_MAX_WORKERS, usable_cores() // num_sharing))
-
-
-def _shelf(folder: Path, split: str) -> Shelf:
-    names, labels = (
-        np.load(folder / f"{split}_{kind}.npy", mmap_mode="r")
-        for kind in ("images", "labels")
-    )
-    return Shelf(names, labels)

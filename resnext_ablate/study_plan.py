@@ -208,9 +208,13 @@ def _resolve(
         run = run.model_copy(update={"device": earlier.run.device})
     found = hardware.devices(run.device)
     run = run.model_copy(update={"device": found[0].partition(":")[0]})
-    if run.executors == "auto":
-        count = hardware.num_executors(found, runs_per_device=run.runs_per_device)
-        run = run.model_copy(update={"executors": count})
+    devices = hardware.placed(
+        found,
+        executors=run.executors,
+        runs_per_device=run.runs_per_device,
+        devices_per_run=run.devices_per_run,
+    )
+    run = run.model_copy(update={"executors": len(devices)})
     images = config.data
     if earlier and images.loading == "auto":
         images = images.model_copy(update={"loading": earlier.data.loading})
@@ -219,8 +223,6 @@ def _resolve(
         earlier=earlier.train if earlier else None,
         device=torch.device(found[0]),
     )
-    assert isinstance(run.executors, int)
-    devices = tuple(found[index % len(found)] for index in range(run.executors))
     search = config.search and config.search.resolved(epochs=train.epochs)
     parts = {"data": images, "run": run, "train": train, "search": search}
     return config.model_copy(update=parts), devices

@@ -22,7 +22,7 @@ from torch import Tensor
 from resnext_ablate import together
 from resnext_ablate.checkpoint import Keeper
 from resnext_ablate.config import TrainConfig
-from resnext_ablate.data import Batch, Feed, SplitName, epoch_generator
+from resnext_ablate.data import Batch, Feed, Part, SplitName, epoch_generator
 from resnext_ablate.data_config import DataConfig
 from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
 from resnext_ablate.graphs import step_of
@@ -35,6 +35,7 @@ from resnext_ablate.hardware import (
 )
 from resnext_ablate.learner import evaluator, new_learner
 from resnext_ablate.optimization import learning_rate
+from resnext_ablate.peers import ALONE, Peers
 from resnext_ablate.records import EpochRecord
 from resnext_ablate.spec import InputError, ResNeXtSpec
 from resnext_ablate.training_state import (
@@ -109,6 +110,7 @@ def train_together(
     deterministic: bool,
     should_stop: Callable[[], bool] = never,
     num_micro_batches: int = 1,
+    peers: Peers = ALONE,
 ) -> None:
     """Trains a net from each seed and scores the test split once, with the last
     epoch's weights.
@@ -127,12 +129,14 @@ def train_together(
         deterministic: same seed, same numbers on the same hardware.
         should_stop: asked before each batch, of evaluation too.
         num_micro_batches: parts of each batch, which batch normalisation sees alone.
+        peers: who train it together, each a part of each batch, likewise.
 
     Raises:
         InputError: the net does not fit the data set.
         RunStoppedError: `should_stop` said so.
     """
     _check_fit(spec, dataset=dataset)
+    _check_parts(config, dataset=dataset, peers=peers)
     reset_peak_memory(device)
     with kernel_choice(deterministic=deterministic):
         learner = new_learner(
@@ -142,6 +146,7 @@ def train_together(
             image_size=dataset.info.image_size,
             device=device,
             num_micro_batches=num_micro_batches,
+            peers=peers,
         )
         run = Run(
             learner=learner,
@@ -267,6 +272,7 @@ def _batches(run: Run, progress: Progress, *, seed: int) -> Iterator[Batch]:
         epoch=progress.epoch,
         batch_size=run.config.batch_size,
         num_passed=progress.step,
+        part=run.part,
     )
 
 
@@ -324,23 +330,7 @@ def _evaluate(run: Run, split: SplitName, *, progress: Progress) -> dict[int, _S
     Returns:
         The score of each seed that goes on; one without a finite loss ends here.
     """
-    losses, right = [], []
-    logits_of = evaluator(run.learner)
-    with torch.inference_mode():
-        for batch in run.dataset.eval_batches(
-            split, batch_size=_EVAL_BATCH_FACTOR * run.config.batch_size
-        ):
-            if run.should_stop():
-                _stop(run, progress)
-            own = logits_of(batch.images).unbind(1)
-            labels = batch.labels
-            losses += [F.cross_entropy(one, labels, reduction="sum") for one in own]
-            right += [one.argmax(dim=1) == labels for one in own]
-        count = len(run.seeds)
-        totals = torch.stack(losses).view(-1, count).double().sum(dim=0).tolist()
-        correct = [
-            torch.cat(right[index::count]).cpu().numpy() for index in range(count)
-        ]
+    totals, correct = _answers(run, split, progress=progress)
     scores = {}
     for index in sorted(progress.live):
         bits = correct[index]
@@ -354,6 +344,51 @@ def _evaluate(run: Run, split: SplitName, *, progress: Progress) -> dict[int, _S
             error = NonFiniteLossError(split=name, loss=loss, epoch=epoch, step=steps)
             _drop(run, progress, index=index, error=error)
     return scores
+
+
+def _answers(
+    run: Run, split: SplitName, *, progress: Progress
+) -> tuple[list[float], npt.NDArray[np.bool_]]:
+    """Each seed's summed loss, and (K, N) which images it got right."""
+    peers, count = run.learner.peers, len(run.seeds)
+    num_images = run.dataset.num_images(split)
+    losses, place = [], run.part.of(num_images).start
+    right = torch.zeros((count, num_images), dtype=torch.uint8, device=run.device)
+    logits_of = evaluator(run.learner)
+    with torch.inference_mode():
+        for batch in _eval_rounds(run, split):
+            if run.should_stop():
+                _stop(run, progress)
+            if batch is None:
+                continue
+            own, labels = logits_of(batch.images).unbind(1), batch.labels
+            losses += [F.cross_entropy(one, labels, reduction="sum") for one in own]
+            end = place + len(labels)
+            right[:, place:end] = torch.stack([o.argmax(dim=1) == labels for o in own])
+            place = end
+        totals = torch.stack(losses).view(-1, count).double().sum(dim=0)
+    totals = peers.total(totals.clone())
+    return totals.tolist(), peers.total(right).bool().cpu().numpy()
+
+
+def _eval_rounds(run: Run, split: SplitName) -> Iterator[Batch | None]:
+    """Batches of this process's part; None where only others have one left."""
+    count = run.learner.peers.count
+    size = _EVAL_BATCH_FACTOR * run.config.batch_size // count
+    longest = len(Part(0, count).of(run.dataset.num_images(split)))
+    batches = run.dataset.eval_batches(split, batch_size=size, part=run.part)
+    for _ in range(-(-longest // size)):
+        yield next(batches, None)
+
+
+def _check_parts(config: TrainConfig, *, dataset: Feed, peers: Peers) -> None:
+    size = min(config.batch_size, dataset.num_images("train"))
+    fewest = min(dataset.num_images("val"), dataset.num_images("test"))
+    if size % peers.count or fewest < peers.count:
+        raise InputError(
+            f"run.devices_per_run = {peers.count} must divide a batch of {size} images "
+            "and leave each device some of every split."
+        )
 
 
 def _check_fit(spec: ResNeXtSpec, *, dataset: Feed) -> None:

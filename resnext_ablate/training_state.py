@@ -5,8 +5,9 @@ A checkpoint is each seed's own, as if it trained alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,7 @@ from torch import Tensor
 from resnext_ablate import checkpoint, together
 from resnext_ablate.checkpoint import Checkpoint, Keeper
 from resnext_ablate.config import TrainConfig
-from resnext_ablate.data import Feed, num_batches
+from resnext_ablate.data import Feed, Part, num_batches
 from resnext_ablate.data_config import DataConfig
 from resnext_ablate.endings import NonFiniteLossError
 from resnext_ablate.graphs import Step
@@ -69,6 +70,11 @@ class Run:
     device: torch.device
     should_stop: Callable[[], bool]
 
+    @property
+    def part(self) -> Part:
+        """What this process takes of each batch and split."""
+        return Part(self.learner.peers.rank, self.learner.peers.count)
+
 
 @dataclass
 class Progress:
@@ -100,7 +106,10 @@ def begin(run: Run) -> Progress:
     count = len(run.seeds)
     progress = fresh_epoch(run, epochs=[()] * count, live=set(range(count)))
     keepers = [one.keeper for one in run.seeds if one.keeper]
-    loaded = checkpoint.load_together(keepers) if keepers else ()
+    loaded: Sequence[Checkpoint | None] = ()
+    if keepers:  # One after the other, since bad checkpoints are taken away.
+        load = partial(checkpoint.load_together, keepers)
+        loaded = run.learner.peers.after_leader(load)
     kept = [one for one in loaded if one]
     if not kept:
         return progress
@@ -133,12 +142,16 @@ def fresh_epoch(
 
 
 def is_due(run: Run, progress: Progress, *, at_epoch_end: bool) -> bool:
+    if not run.learner.peers.leads:
+        return False
     keepers = [run.seeds[index].keeper for index in progress.live]
     return any(one.is_due(at_epoch_end=at_epoch_end) for one in keepers if one)
 
 
 def save(run: Run, progress: Progress) -> None:
     """A checkpoint for each seed that goes on, as it would be alone."""
+    if not run.learner.peers.leads:
+        return  # It holds what the leader holds.
     count = len(run.seeds)
     models = together.apart(run.learner.model.state_dict(), count=count)
     optimizers = together.optimizer_apart(

@@ -82,9 +82,10 @@ def convolutions(config: StudyConfig, nets: Sequence[NetRecord]) -> list[Conv]:
 
 
 def measuring_setup(config: StudyConfig, *, image_size: int, device: str) -> Setup:
-    """Measuring as the study's runs train."""
+    """Measuring as the study's runs train, on one of their devices."""
+    part = {"batch_size": config.train.batch_size // config.run.devices_per_run}
     return Setup(
-        train=config.train,
+        train=config.train.model_copy(update=part),
         image_size=image_size,
         device=device,
         deterministic=config.run.deterministic,

@@ -165,10 +165,11 @@ def test_seed_epoch_and_image_each_bring_other_draws(root: Path) -> None:
 
 
 def _reader(folder: Path, *names: str, size: int = 64, flip: bool = True) -> Reader:
-    shelf = Shelf(np.array([name.encode() for name in names]), np.zeros(len(names)))
+    np.save(folder / "train_images.npy", np.array([name.encode() for name in names]))
+    np.save(folder / "train_labels.npy", np.zeros(len(names), dtype=np.int64))
     return Reader(
         root=str(folder),
-        shelves={"train": shelf},
+        shelves={"train": Shelf(folder, "train")},
         image_size=size,
         is_plain=False,
         flip=flip,

@@ -621,10 +621,16 @@ def test_runs_share_gpus_where_they_have_room(monkeypatch: pytest.MonkeyPatch) -
     """So many executors per GPU; on a CPU, or without room, the message says what is
     possible."""
     two = ("cuda:0", "cuda:1")
-    assert hardware.num_executors(two, runs_per_device=3) == 6
-    assert hardware.num_executors(("cpu",), runs_per_device=1) >= 1
+
+    def placed(found: tuple[str, ...], runs_per_device: int) -> tuple[str, ...]:
+        return hardware.placed(
+            found, executors="auto", runs_per_device=runs_per_device, devices_per_run=1
+        )
+
+    assert placed(two, 3) == two * 3
+    assert len(placed(("cpu",), 1)) >= 1
     with pytest.raises(InputError, match="runs_per_device = 2: runs share GPUs only"):
-        hardware.num_executors(("cpu",), runs_per_device=2)
+        placed(("cpu",), 2)
 
     gpu = SimpleNamespace(total_memory=10_000 * 2**20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: gpu)
