@@ -6,9 +6,8 @@ from pathlib import Path
 
 import optuna
 
-from resnext_ablate import storage
-from resnext_ablate.names import parse_spec
-from resnext_ablate.records import (
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.records.records import (
     Cell,
     EpochRecord,
     NetRecord,
@@ -17,6 +16,7 @@ from resnext_ablate.records import (
     RunState,
     Trial,
 )
+from resnext_ablate.study import storage
 
 
 def curve(*errors: float, time_s: float = 1.0) -> list[EpochRecord]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from resnext_ablate import records
-from resnext_ablate.records import Cell
-from resnext_ablate.sleeping import plan_of, run_of
+from resnext_ablate.records import records
+from resnext_ablate.records.records import Cell
+from resnext_ablate.records.sleeping import plan_of, run_of
 
 NUM_EPOCHS = 3
 RUN_S = 0.24
@@ -83,9 +83,11 @@ class Executor:
 
 def schedule(folder: Path, *, url: str, num_cells: int, num_executors: int) -> int:
     """The scheduler of the study, whole but for decoding and matching."""
-    from resnext_ablate import execution, guards, run_files, storage, trials
-    from resnext_ablate.config import StudyConfig
-    from resnext_ablate.schedule import Schedule
+    from resnext_ablate.engines import execution
+    from resnext_ablate.records import run_files
+    from resnext_ablate.records.config import StudyConfig
+    from resnext_ablate.study import guards, storage, trials
+    from resnext_ablate.study.schedule import Schedule
 
     execution._PROGRAM = "storm"
     config = StudyConfig.model_validate(

@@ -6,8 +6,13 @@ from typing import get_args
 
 from hypothesis import strategies as st
 
-from resnext_ablate.shapes import Activation, BlockForm, BlockKind, Shortcut
-from resnext_ablate.spec import IMAGENET_STAGE_DEPTHS, ResNeXtSpec, Stem
+from resnext_ablate.architecture.shapes import (
+    Activation,
+    BlockForm,
+    BlockKind,
+    Shortcut,
+)
+from resnext_ablate.architecture.spec import IMAGENET_STAGE_DEPTHS, ResNeXtSpec, Stem
 
 
 @st.composite

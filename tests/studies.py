@@ -50,7 +50,7 @@ TRIES = ["lost_attempts"]
 def command(folder: Path, *arguments: str) -> list[str]:
     if not (folder / "tiny.toml").exists():
         (folder / "tiny.toml").write_text(STUDY, encoding="utf-8")
-    program = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
+    program = [sys.executable, "-c", "from resnext_ablate.face.cli import main; main()"]
     return [*program, "run", "tiny.toml", *arguments]
 
 

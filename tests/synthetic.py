@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from resnext_ablate.config import StudyConfig
-from resnext_ablate.tables import StudyTables
+from resnext_ablate.records.config import StudyConfig
+from resnext_ablate.records.tables import StudyTables
 
 NETS = ((1, 16), (2, 10), (4, 6), (8, 3), (32, 1))
 MACS_ERRORS = (0.0, 0.9, 1.7, 2.6, -1.4)

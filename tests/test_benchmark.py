@@ -10,15 +10,15 @@ import torch
 import torch.nn.functional as F
 from test_cli import answer, program
 
-from resnext_ablate import benchmark, graphs
-from resnext_ablate.benchmark import Setup
-from resnext_ablate.certificate import read_costs
-from resnext_ablate.config import TrainConfig
-from resnext_ablate.model import build
-from resnext_ablate.names import parse_spec
-from resnext_ablate.peaks import known_peaks
-from resnext_ablate.roofline import training_floor_s
-from resnext_ablate.spec import InputError, MeasuringError
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.roofline import training_floor_s
+from resnext_ablate.architecture.spec import InputError, MeasuringError
+from resnext_ablate.compute import benchmark, graphs
+from resnext_ablate.compute.benchmark import Setup
+from resnext_ablate.compute.model import build
+from resnext_ablate.compute.peaks import known_peaks
+from resnext_ablate.records.certificate import read_costs
+from resnext_ablate.records.config import TrainConfig
 
 SETUP = Setup(
     train=TrainConfig(epochs=1, batch_size=16, precision="fp32"),

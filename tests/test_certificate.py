@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnext_ablate.certificate import (
+from resnext_ablate.architecture.roofline import Peaks
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.records.certificate import (
     BENCHMARK_FILE,
     DeviceCosts,
     NetCost,
@@ -16,8 +18,6 @@ from resnext_ablate.certificate import (
     spread_of,
     write_costs,
 )
-from resnext_ablate.roofline import Peaks
-from resnext_ablate.spec import InputError
 
 EXACT = Spread(median=0.0, low=0.0, high=0.0, num_repeats=9)
 SECOND = Spread(median=1.0, low=0.9, high=1.2, num_repeats=9)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import synthetic
 
-from resnext_ablate import (
+from resnext_ablate.evidence import (
     chart_style,
     charts,
     charts_compare,
@@ -23,9 +23,9 @@ from resnext_ablate import (
     image_tests,
     report,
 )
-from resnext_ablate.ranks import Agreement
-from resnext_ablate.tables import StudyTables
-from resnext_ablate.verdicts import Rules, compare
+from resnext_ablate.evidence.ranks import Agreement
+from resnext_ablate.numbers.verdicts import Rules, compare
+from resnext_ablate.records.tables import StudyTables
 
 Frames = tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]
 

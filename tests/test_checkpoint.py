@@ -21,13 +21,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from resnext_ablate import checkpoint, learner, training
-from resnext_ablate.checkpoint import Checkpoint, Keeper
-from resnext_ablate.config import DataConfig, TrainConfig
-from resnext_ablate.data import DataInfo, Dataset, Split
-from resnext_ablate.names import parse_spec
-from resnext_ablate.records import EpochRecord
-from resnext_ablate.training import RunResult, RunStoppedError
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.compute import checkpoint, learner, training
+from resnext_ablate.compute.checkpoint import Checkpoint, Keeper
+from resnext_ablate.compute.data import DataInfo, Dataset, Split
+from resnext_ablate.compute.training import RunResult, RunStoppedError
+from resnext_ablate.records.config import DataConfig, TrainConfig
+from resnext_ablate.records.records import EpochRecord
 
 CPU = torch.device("cpu")
 EVERY_STEP, NEVER = 1e-9, 1e9
@@ -315,7 +315,7 @@ import sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_checkpoint import sample
-from resnext_ablate.checkpoint import Keeper
+from resnext_ablate.compute.checkpoint import Keeper
 keeper = Keeper(Path(sys.argv[1]), identity="", every_s=1)
 print("ready", flush=True)
 for step in range(1, 100_000):
@@ -377,7 +377,7 @@ def test_a_full_disk_leaves_the_earlier_ones(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr("resnext_ablate.records.os.fsync", disk_full)
+        patch.setattr("resnext_ablate.records.records.os.fsync", disk_full)
         with pytest.raises(OSError, match="No space left"):
             Keeper(tmp_path, identity="", every_s=1).save(sample(4))
     assert loaded_step(tmp_path) == 3

@@ -13,14 +13,16 @@ import pandas as pd
 import pytest
 import synthetic
 
-from resnext_ablate import checks, claim_nets, claims, claims_report, form_check, paper
-from resnext_ablate.claims import CLAIMS, Evidence, claim_of
-from resnext_ablate.complexity import complexity
-from resnext_ablate.config import StudyConfig, load_study
-from resnext_ablate.contrasts import Contrast
-from resnext_ablate.matching import match
-from resnext_ablate.spec import InputError, ResNeXtSpec
-from resnext_ablate.tables import StudyTables
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.matching import match
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
+from resnext_ablate.compute import form_check
+from resnext_ablate.evidence import claim_nets, claims, claims_report
+from resnext_ablate.evidence.claims import CLAIMS, Evidence, claim_of
+from resnext_ablate.evidence.contrasts import Contrast
+from resnext_ablate.records import checks, paper
+from resnext_ablate.records.config import StudyConfig, load_study
+from resnext_ablate.records.tables import StudyTables
 
 STUDIES = Path(__file__).parents[1] / "studies"
 PROFILES = ("laptop", "gpu", "paper")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from resnext_ablate import cli, terminal
-from resnext_ablate.answers import Answer
-from resnext_ablate.schedule import Progress
-from resnext_ablate.spec import InputError
-from resnext_ablate.trials import RunningRun
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.face import cli, terminal
+from resnext_ablate.face.answers import Answer
+from resnext_ablate.study.schedule import Progress
+from resnext_ablate.study.trials import RunningRun
 
-PROGRAM = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from resnext_ablate.face.cli import main; main()"]
 
 
 def invoke(*arguments: str) -> Result:
@@ -41,7 +41,7 @@ def test_help_imports_nothing_heavy() -> None:
     """`--help` answers without torch, optuna, pandas, plotly or pydantic."""
     script = (
         "import sys; sys.argv = ['resnext-ablate', '--help']\n"
-        "from resnext_ablate.cli import main\n"
+        "from resnext_ablate.face.cli import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
         "heavy = {'torch', 'optuna', 'pandas', 'plotly', 'pydantic', 'numpy'}\n"
@@ -58,7 +58,8 @@ def test_report_and_status_need_no_torch(tmp_path: Path) -> None:
     """Looking at results works on a laptop without torch."""
     script = (
         "import sys\n"
-        "import resnext_ablate.report, resnext_ablate.tables, resnext_ablate.trials\n"
+        "import resnext_ablate.evidence.report\n"
+        "import resnext_ablate.records.tables, resnext_ablate.study.trials\n"
         "assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)

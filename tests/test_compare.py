@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import synthetic
 
-from resnext_ablate.compare import compare, write_page
-from resnext_ablate.spec import InputError
-from resnext_ablate.tables import StudyTables
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.evidence.compare import compare, write_page
+from resnext_ablate.records.tables import StudyTables
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -171,7 +171,7 @@ def test_command_compares_two_folders(tmp_path: Path) -> None:
         file.write_text(
             re.sub(r"learning_rate = [\d.]+", f"learning_rate = {lr}", text)
         )
-    code = "from resnext_ablate.cli import main; main()"
+    code = "from resnext_ablate.face.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "compare", "one", "two", "--results", "."],
         cwd=tmp_path,

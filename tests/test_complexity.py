@@ -14,19 +14,22 @@ from hypothesis import strategies as st
 from strategies import any_specs, sizes_for, small_specs
 from torch import Tensor, nn
 
-from resnext_ablate.complexity import (
+from resnext_ablate.architecture.complexity import (
     Complexity,
     block_params,
     complexity,
     stage_table,
 )
-from resnext_ablate.model import ResNeXt, measure_fvcore
-from resnext_ablate.names import parse_spec
-from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
+from resnext_ablate.compute.model import ResNeXt, measure_fvcore
 
 PAPER = tuple(
     csv.DictReader(
-        files("resnext_ablate").joinpath("paper.csv").read_text("utf-8").splitlines()
+        files("resnext_ablate.records")
+        .joinpath("paper.csv")
+        .read_text("utf-8")
+        .splitlines()
     )
 )
 

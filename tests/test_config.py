@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnext_ablate import complaints
-from resnext_ablate.checks import load_check
-from resnext_ablate.config import (
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.records import complaints
+from resnext_ablate.records.checks import load_check
+from resnext_ablate.records.config import (
     RunConfig,
     StudyConfig,
     differences,
     json_schema,
     load_study,
 )
-from resnext_ablate.spec import InputError
 
 REPOSITORY = Path(__file__).parents[1]
 STUDIES = [

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from resnext_ablate.contrasts import Contrast, Estimate, estimate, verdict_of
+from resnext_ablate.evidence.contrasts import Contrast, Estimate, estimate, verdict_of
 
 PAIR = Contrast("b less a", {"b": 1.0, "a": -1.0}, -1)
 DOUBLE = Contrast("what b loses less a", {"d": 1, "c": -1, "b": -1, "a": 1}, -1)

@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import any_specs, sizes_for
 
-from resnext_ablate.complexity import complexity
-from resnext_ablate.costs import CURRENCIES, costs_of, net_costs, stage_costs
-from resnext_ablate.model import measure_fvcore
-from resnext_ablate.names import parse_spec
-from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.costs import (
+    CURRENCIES,
+    costs_of,
+    net_costs,
+    stage_costs,
+)
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
+from resnext_ablate.compute.model import measure_fvcore
 
 # In the from-scratch net a stage costs what its neighbour decides.
 PAPER_NETS = any_specs().filter(lambda spec: spec.family == "paper")

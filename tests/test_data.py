@@ -24,9 +24,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from resnext_ablate import data, folders, images, preparation, sources
-from resnext_ablate.config import DataConfig
-from resnext_ablate.spec import InputError
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.compute import data, folders, images, preparation, sources
+from resnext_ablate.records.config import DataConfig
 
 CPU = torch.device("cpu")
 
@@ -614,7 +614,7 @@ def test_loading_what_was_never_prepared_is_an_input_error(tmp_path: Path) -> No
 def test_loading_needs_no_image_libraries() -> None:
     """Executors import the data room without torchvision, scikit-learn or Pillow."""
     code = (
-        "import sys, resnext_ablate.data; "
+        "import sys, resnext_ablate.compute.data; "
         "print({'torchvision', 'sklearn', 'PIL'} & set(sys.modules))"
     )
     done = subprocess.run(

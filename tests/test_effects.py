@@ -11,13 +11,13 @@ import pytest
 import synthetic
 from scipy import stats as scipy_stats
 
-from resnext_ablate.effects import (
+from resnext_ablate.evidence.effects import (
     CardinalityEffect,
     cardinality_effect,
     effect_sentence,
 )
-from resnext_ablate.ranks import agreement
-from resnext_ablate.report import write_report
+from resnext_ablate.evidence.ranks import agreement
+from resnext_ablate.evidence.report import write_report
 
 CARDINALITIES = (1, 2, 4, 8, 32)
 

@@ -11,8 +11,8 @@ import re
 import numpy as np
 import pytest
 
-from resnext_ablate import stats
-from resnext_ablate.verdicts import Comparison, Rules, compare, study_verdict
+from resnext_ablate.numbers import stats
+from resnext_ablate.numbers.verdicts import Comparison, Rules, compare, study_verdict
 
 VARIANTS = ("base", "a", "b", "c", "d", "e")
 CLAIM = re.compile(r"less test error than|\d (is|are) (better|worse)")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from resnext_ablate.execution import LocalChannel, open_locally
+from resnext_ablate.engines.execution import LocalChannel, open_locally
 
 
 def cores_of(channel: LocalChannel) -> set[int]:

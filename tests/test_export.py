@@ -11,10 +11,10 @@ import pandas as pd
 import pytest
 import synthetic
 
-from resnext_ablate import embedding, export, gallery, report_page
-from resnext_ablate.page import Table
-from resnext_ablate.report import evidence_of
-from resnext_ablate.spec import MissingExtraError
+from resnext_ablate.architecture.spec import MissingExtraError
+from resnext_ablate.evidence import embedding, export, gallery, report_page
+from resnext_ablate.evidence.page import Table
+from resnext_ablate.evidence.report import evidence_of
 
 REPOSITORY = Path(__file__).parents[1]
 HOSTILE = r"50% of_$x$ & \input{y} #1 {a} ~^ <b>|"
@@ -132,7 +132,7 @@ def test_no_browser_costs_the_figures_only(tmp_path: Path) -> None:
     pytest.importorskip("kaleido")
     folder = tmp_path / "study"
     shutil.copytree(REPOSITORY / "results" / "cifar10_jpeg", folder)
-    code = "from resnext_ablate.cli import main; main()"
+    code = "from resnext_ablate.face.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, "export", str(folder), "--paper"],
         env={"PATH": "/nowhere", "BROWSER_PATH": "/nowhere/chrome", "HOME": "/nowhere",

@@ -11,10 +11,10 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.power import TTestIndPower
 from statsmodels.stats.weightstats import ttost_ind, ttost_paired
 
-from resnext_ablate import families, power
-from resnext_ablate.families import Look, Pairing, PairTest
-from resnext_ablate.power import LEVEL, PRICE_OF_CHOICE
-from resnext_ablate.stats import Floats
+from resnext_ablate.numbers import families, power
+from resnext_ablate.numbers.families import Look, Pairing, PairTest
+from resnext_ablate.numbers.power import LEVEL, PRICE_OF_CHOICE
+from resnext_ablate.numbers.stats import Floats
 
 
 def against_first(

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from resnext_ablate import halves
-from resnext_ablate.complexity import complexity
-from resnext_ablate.costs import CURRENCIES, Currency
-from resnext_ablate.feasible import (
+from resnext_ablate.architecture import halves
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.costs import CURRENCIES, Currency
+from resnext_ablate.architecture.feasible import (
     count,
     draw,
     enumerate_nets,
@@ -25,8 +25,8 @@ from resnext_ablate.feasible import (
     sample,
     solve,
 )
-from resnext_ablate.names import parse_spec
-from resnext_ablate.space import (
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.space import (
     Nets,
     PerStage,
     Shared,
@@ -36,7 +36,7 @@ from resnext_ablate.space import (
     multiples,
     powers_of_two,
 )
-from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
 
 Net = tuple[ResNeXtSpec, int]
 Costs = dict[Net, dict[Currency, int]]
@@ -280,7 +280,7 @@ def test_solved_anew_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> N
     space, _ = _four_stages()
     windows = [Window("macs", 0, 5 * 10**6)]
     kept = solve(space, windows)
-    monkeypatch.setattr("resnext_ablate.feasible._KEPT_COMBINATIONS", 60)
+    monkeypatch.setattr("resnext_ablate.architecture.feasible._KEPT_COMBINATIONS", 60)
     short = solve(space, windows)
     assert len(short.solved) < len(kept.solved)
     numbers = np.arange(0, kept.count, 7)

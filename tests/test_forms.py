@@ -12,18 +12,18 @@ from strategies import any_specs, small_specs
 from torch import Tensor, nn
 from torch.nn import functional
 
-from resnext_ablate.blocks import ResidualBlock
-from resnext_ablate.complexity import complexity
-from resnext_ablate.model import (
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.shapes import BlockForm
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec, spec_from_dict
+from resnext_ablate.compute.blocks import ResidualBlock
+from resnext_ablate.compute.model import (
     ResNeXt,
     build,
     convert_form,
     load_weights,
     measure_fvcore,
 )
-from resnext_ablate.names import parse_spec
-from resnext_ablate.shapes import BlockForm
-from resnext_ablate.spec import InputError, ResNeXtSpec, spec_from_dict
 
 FORMS: tuple[BlockForm, ...] = get_args(BlockForm)
 

@@ -13,11 +13,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from resnext_ablate import image_tests, records
-from resnext_ablate.image_tests import Correct
-from resnext_ablate.power import LEVEL
-from resnext_ablate.report import write_report
-from resnext_ablate.verdicts import Rules, compare
+from resnext_ablate.evidence import image_tests
+from resnext_ablate.evidence.image_tests import Correct
+from resnext_ablate.evidence.report import write_report
+from resnext_ablate.numbers.power import LEVEL
+from resnext_ablate.numbers.verdicts import Rules, compare
+from resnext_ablate.records import records
 
 bits = st.lists(st.booleans(), min_size=12, max_size=12).map(
     lambda values: np.array(values, dtype=bool)

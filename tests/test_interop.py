@@ -18,17 +18,18 @@ from hypothesis import strategies as st
 from strategies import small_specs
 from torch import Tensor
 
-from resnext_ablate import cli, interop
-from resnext_ablate.interop import (
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError, MissingExtraError, ResNeXtSpec
+from resnext_ablate.compute import interop
+from resnext_ablate.compute.interop import (
     ExportError,
     drawn_net,
     export_net,
     load_net,
     read_weights,
 )
-from resnext_ablate.model import ResNeXt
-from resnext_ablate.names import parse_spec
-from resnext_ablate.spec import InputError, MissingExtraError, ResNeXtSpec
+from resnext_ablate.compute.model import ResNeXt
+from resnext_ablate.face import cli
 
 SMALL = "resnext11-4x3d-t8"
 HAS_ONNX = all(map(importlib.util.find_spec, ("onnxruntime", "onnxscript")))

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from resnext_ablate import layers, loops, residual, tuning
-from resnext_ablate.config import TrainConfig
-from resnext_ablate.hardware import Precision
-from resnext_ablate.layers import BatchNorm2d, Conv2d, Kernels
-from resnext_ablate.model import ResNeXt, build, for_evaluation
-from resnext_ablate.names import parse_spec
-from resnext_ablate.shapes import Conv
-from resnext_ablate.spec import InputError
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.shapes import Conv
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.compute import layers, loops, residual, tuning
+from resnext_ablate.compute.hardware import Precision
+from resnext_ablate.compute.layers import BatchNorm2d, Conv2d, Kernels
+from resnext_ablate.compute.model import ResNeXt, build, for_evaluation
+from resnext_ablate.records.config import TrainConfig
 
 CPU = torch.device("cpu")
 NETS = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from resnext_ablate.config import TrainConfig
-from resnext_ablate.data import Batch
-from resnext_ablate.learner import new_learner, update
-from resnext_ablate.names import parse_spec
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.compute.data import Batch
+from resnext_ablate.compute.learner import new_learner, update
+from resnext_ablate.records.config import TrainConfig
 
 CPU = torch.device("cpu")
 

@@ -10,8 +10,8 @@ import pytest
 from scipy import stats as scipy_stats
 from test_error_rates import draw_study, noise_pct
 
-from resnext_ablate import looks, power, stats
-from resnext_ablate.verdicts import Rules, compare
+from resnext_ablate.numbers import looks, power, stats
+from resnext_ablate.numbers.verdicts import Rules, compare
 
 RULES = Rules(0.5)
 MAX_SEEDS = 10

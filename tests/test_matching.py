@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from strategies import small_specs
 
-from resnext_ablate.complexity import block_params, complexity
-from resnext_ablate.costs import CURRENCIES, Currency, costs_of
-from resnext_ablate.feasible import enumerate_nets
-from resnext_ablate.matching import (
+from resnext_ablate.architecture.complexity import block_params, complexity
+from resnext_ablate.architecture.costs import CURRENCIES, Currency, costs_of
+from resnext_ablate.architecture.feasible import enumerate_nets
+from resnext_ablate.architecture.matching import (
     Hold,
     Match,
     WhenNone,
@@ -23,9 +23,9 @@ from resnext_ablate.matching import (
     match,
     percent,
 )
-from resnext_ablate.names import parse_spec
-from resnext_ablate.space import PerStage, Space, around
-from resnext_ablate.spec import InputError, ResNeXtSpec, doubled
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.space import PerStage, Space, around
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec, doubled
 
 HOLDS: tuple[Hold, ...] = ("block_params", "macs", "params")
 PAPER_CARDINALITIES = (1, 2, 4, 8, 32)

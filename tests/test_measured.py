@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from test_certificate import COST, COSTS
 
-from resnext_ablate.certificate import DeviceCosts, NetCost, Spread
-from resnext_ablate.complexity import complexity
-from resnext_ablate.matching import Hold, Widths
-from resnext_ablate.measured import match_measured
-from resnext_ablate.names import parse_spec
-from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.matching import Hold, Widths
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
+from resnext_ablate.compute.measured import match_measured
+from resnext_ablate.records.certificate import DeviceCosts, NetCost, Spread
 
 REFERENCE = parse_spec("resnet29-t32")
 

@@ -11,15 +11,15 @@ from hypothesis import given, settings
 from strategies import small_specs
 from torch import Tensor, nn
 
-from resnext_ablate.blocks import ResidualBlock
-from resnext_ablate.model import (
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
+from resnext_ablate.compute.blocks import ResidualBlock
+from resnext_ablate.compute.model import (
     ResNeXt,
     build,
     load_weights,
     measure_fvcore,
 )
-from resnext_ablate.names import parse_spec
-from resnext_ablate.spec import InputError, ResNeXtSpec
 
 TORCHVISION_NAMES = (
     "resnet18",

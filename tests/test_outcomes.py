@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from search_parts import plan, ran, trial
 
-from resnext_ablate.outcomes import chosen, trial_outcomes
+from resnext_ablate.records.outcomes import chosen, trial_outcomes
 
 
 def test_best_is_by_validation_error_alone() -> None:

@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from resnext_ablate import peaks, records
-from resnext_ablate.names import parse_spec
-from resnext_ablate.records import RunRecord
-from resnext_ablate.roofline import Peaks, training_floor_s
-from resnext_ablate.sources import CACHE_VARIABLE
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.roofline import Peaks, training_floor_s
+from resnext_ablate.compute import peaks
+from resnext_ablate.compute.sources import CACHE_VARIABLE
+from resnext_ablate.records import records
+from resnext_ablate.records.records import RunRecord
 
 CPU = torch.device("cpu")
 MADE_UP = Peaks(macs_per_s=1e11, bytes_per_s=1e10, bytes_per_value=2)

@@ -19,13 +19,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from photographs import write_folder
 
-from resnext_ablate import preparation, records, sources, training
-from resnext_ablate.config import StudyConfig, load_study
-from resnext_ablate.data import Part
-from resnext_ablate.hardware import placed
-from resnext_ablate.names import parse_spec
-from resnext_ablate.spec import InputError
-from resnext_ablate.streaming import Stream
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.compute import preparation, sources, training
+from resnext_ablate.compute.data import Part
+from resnext_ablate.compute.hardware import placed
+from resnext_ablate.compute.streaming import Stream
+from resnext_ablate.records import records
+from resnext_ablate.records.config import StudyConfig, load_study
 from studies import WALL_CLOCK, children_of, wait_until
 
 STUDY = """\
@@ -70,7 +71,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(place: Path, results: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
-            *(sys.executable, "-c", "from resnext_ablate.cli import main; main()"),
+            *(sys.executable, "-c", "from resnext_ablate.face.cli import main; main()"),
             *("run", "two.toml", "--results", results, *arguments),
         ],
         cwd=place,
@@ -193,16 +194,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from resnext_ablate import training
-from resnext_ablate.config import load_study
-from resnext_ablate.learner import new_learner, update
-from resnext_ablate.hardware import placed
-from resnext_ablate.names import parse_spec
-from resnext_ablate.peers import ALONE, joined
-from resnext_ablate.data import Part
-from resnext_ablate.streaming import Stream
-from resnext_ablate.together import joint_batch
-from resnext_ablate.training_state import Run, Seed, fresh_epoch
+from resnext_ablate.compute import training
+from resnext_ablate.records.config import load_study
+from resnext_ablate.compute.learner import new_learner, update
+from resnext_ablate.compute.hardware import placed
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.compute.peers import ALONE, joined
+from resnext_ablate.compute.data import Part
+from resnext_ablate.compute.streaming import Stream
+from resnext_ablate.compute.together import joint_batch
+from resnext_ablate.compute.training_state import Run, Seed, fresh_epoch
 
 torch.set_num_threads(1)
 config = load_study(Path("two.toml"))

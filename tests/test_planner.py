@@ -12,16 +12,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnext_ablate import calibration, planner, records
-from resnext_ablate.config import StudyConfig, load_study
-from resnext_ablate.families import Look, compare_pairs
-from resnext_ablate.planner import Calibration, RunCost, Spread, Workload
-from resnext_ablate.records import Cell
-from resnext_ablate.spec import InputError
-from resnext_ablate.study import run_study
-from resnext_ablate.study_plan import prepare
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.numbers.families import Look, compare_pairs
+from resnext_ablate.records import records
+from resnext_ablate.records.config import StudyConfig, load_study
+from resnext_ablate.records.records import Cell
+from resnext_ablate.study import calibration, planner
+from resnext_ablate.study.planner import Calibration, RunCost, Spread, Workload
+from resnext_ablate.study.study import run_study
+from resnext_ablate.study.study_plan import prepare
 
-PROGRAM = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from resnext_ablate.face.cli import main; main()"]
 STUDY = """
 name = "tiny"
 net = {template = "resnet11-t8", cardinality = [1, 2], tolerance_pct = 20.0}

@@ -15,11 +15,12 @@ import pytest
 from ray_cluster import cluster
 
 import studies
-from resnext_ablate import preparation, records
-from resnext_ablate.config import StudyConfig, load_study
-from resnext_ablate.execution import Job
-from resnext_ablate.names import parse_spec
-from resnext_ablate.ray_engine import Relay
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.compute import preparation
+from resnext_ablate.engines.execution import Job
+from resnext_ablate.engines.ray_engine import Relay
+from resnext_ablate.records import records
+from resnext_ablate.records.config import StudyConfig, load_study
 
 __all__ = ["cluster"]  # a fixture
 

@@ -10,7 +10,7 @@ import pytest
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
-PROGRAM = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from resnext_ablate.face.cli import main; main()"]
 
 
 def blocks(language: str) -> list[str]:
@@ -51,7 +51,7 @@ def test_every_module_stands_in_the_file_map() -> None:
     """The file map names each module once, and none that is gone."""
     table = README.partition("## File map")[2]
     named = re.findall(r"`(\w+)\.py`", table)
-    modules = {path.stem for path in (REPOSITORY / "resnext_ablate").glob("*.py")}
+    modules = {path.stem for path in (REPOSITORY / "resnext_ablate").rglob("*.py")}
     assert len(named) == len(set(named))
     assert set(named) - {"test_architecture"} == modules - {"__init__"}
 

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnext_ablate import records, tables
-from resnext_ablate.names import parse_spec
-from resnext_ablate.records import EpochRecord, RunRecord
-from resnext_ablate.spec import InputError
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.records import records, tables
+from resnext_ablate.records.records import EpochRecord, RunRecord
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 

@@ -19,9 +19,9 @@ import pandas as pd
 import pytest
 import synthetic
 
-from resnext_ablate import embedding, report
-from resnext_ablate.report import write_report
-from resnext_ablate.spec import InputError
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.evidence import embedding, report
+from resnext_ablate.evidence.report import write_report
 
 FAILED = {(2, 1): "non-finite loss at epoch 3, step 17", (4, 2): "executor died"}
 
@@ -228,7 +228,7 @@ def test_a_thousand_variants(tmp_path: Path) -> None:
 def test_report_needs_no_training_library() -> None:
     """A report renders where torch and Optuna are not installed."""
     code = (
-        "import sys; import resnext_ablate.report; "
+        "import sys; import resnext_ablate.evidence.report; "
         "sys.exit('torch' in sys.modules or 'optuna' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import synthetic
 
-from resnext_ablate.config import load_study
-from resnext_ablate.report import write_report
+from resnext_ablate.evidence.report import write_report
+from resnext_ablate.records.config import load_study
 
 sync_api = pytest.importorskip("playwright.sync_api")
 axe_api = pytest.importorskip("axe_core_python.sync_playwright")

@@ -13,7 +13,7 @@ import pytest
 from studies import wait_until
 
 STUDIES = Path(__file__).parents[1] / "studies"
-PROGRAM = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from resnext_ablate.face.cli import main; main()"]
 FOLDER = "table4_double_complexity-laptop"
 
 TINY = """\

@@ -8,12 +8,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from resnext_ablate import checks, claims_report, study_file
-from resnext_ablate.config import differences, load_study
-from resnext_ablate.form_check import form_checks
-from resnext_ablate.report import write_report
-from resnext_ablate.tables import read_tables, write_tables
-from resnext_ablate.verify import verify
+from resnext_ablate.compute.form_check import form_checks
+from resnext_ablate.evidence import claims_report
+from resnext_ablate.evidence.report import write_report
+from resnext_ablate.evidence.verify import verify
+from resnext_ablate.records import checks, study_file
+from resnext_ablate.records.config import differences, load_study
+from resnext_ablate.records.tables import read_tables, write_tables
 
 REPOSITORY = Path(__file__).parents[1]
 RESULTS = REPOSITORY / "results"

@@ -5,10 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from strategies import any_specs, sizes_for
 
-from resnext_ablate.complexity import complexity
-from resnext_ablate.names import parse_spec
-from resnext_ablate.roofline import Peaks, forward_floor_s, training_floor_s
-from resnext_ablate.spec import ResNeXtSpec
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.roofline import (
+    Peaks,
+    forward_floor_s,
+    training_floor_s,
+)
+from resnext_ablate.architecture.spec import ResNeXtSpec
 
 NO_TRAFFIC = Peaks(macs_per_s=1e9, bytes_per_s=1e30, bytes_per_value=4)
 NO_COMPUTE = Peaks(macs_per_s=1e30, bytes_per_s=1e9, bytes_per_value=2)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from resnext_ablate import records, run_files
-from resnext_ablate.records import Cell
-from resnext_ablate.sleeping import plan_of, run_of
+from resnext_ablate.records import records, run_files
+from resnext_ablate.records.records import Cell
+from resnext_ablate.records.sleeping import plan_of, run_of
 
 (CELL,) = plan_of(1).cells
 

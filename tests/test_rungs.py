@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from search_parts import curve
 
-from resnext_ablate.rungs import Rungs, epochs_to_wait, errors_at
+from resnext_ablate.records.rungs import Rungs, epochs_to_wait, errors_at
 
 
 def rungs(*compute: float, unit: str = "macs", tolerance: float = 0.0) -> Rungs:

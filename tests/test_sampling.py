@@ -13,13 +13,13 @@ from optuna.distributions import FloatDistribution
 from optuna.trial import TrialState, create_trial
 from search_parts import net, open_runs
 
-from resnext_ablate import sampling
-from resnext_ablate.complexity import complexity
-from resnext_ablate.names import parse_spec
-from resnext_ablate.records import Trial
-from resnext_ablate.search import SearchSpace, search_space
-from resnext_ablate.search_config import SearchConfig
-from resnext_ablate.space import PerStage, Space, Window, around
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.space import PerStage, Space, Window, around
+from resnext_ablate.records.records import Trial
+from resnext_ablate.records.search_config import SearchConfig
+from resnext_ablate.study import sampling
+from resnext_ablate.study.search import SearchSpace, search_space
 
 TEMPLATE = parse_spec("resnext1.2.1-2x8d-t8")
 WINDOW = around(TEMPLATE, currency="macs", tolerance_pct=15, image_size=16)

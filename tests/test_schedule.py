@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 from optuna.trial import TrialState
 
-from resnext_ablate import records, run_files, storage, trials
-from resnext_ablate.attempts import read_attempts
-from resnext_ablate.config import StudyConfig
-from resnext_ablate.execution import Ending, ExecutorError
-from resnext_ablate.progress import Progress
-from resnext_ablate.records import Cell
-from resnext_ablate.schedule import Schedule
-from resnext_ablate.sleeping import plan_of
-from resnext_ablate.sleeping import run_of as sleeping_run_of
+from resnext_ablate.engines.execution import Ending, ExecutorError
+from resnext_ablate.records import records, run_files
+from resnext_ablate.records.attempts import read_attempts
+from resnext_ablate.records.config import StudyConfig
+from resnext_ablate.records.progress import Progress
+from resnext_ablate.records.records import Cell
+from resnext_ablate.records.sleeping import plan_of
+from resnext_ablate.records.sleeping import run_of as sleeping_run_of
+from resnext_ablate.study import storage, trials
+from resnext_ablate.study.schedule import Schedule
 
 
 def run_of(cell: Cell) -> records.RunRecord:

@@ -19,11 +19,10 @@ from optuna.samplers import (
 )
 from scipy import stats
 
-from resnext_ablate.complexity import complexity
-from resnext_ablate.feasible import enumerate_nets
-from resnext_ablate.names import parse_spec
-from resnext_ablate.search import net_of, search_space, suggest
-from resnext_ablate.space import (
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.feasible import enumerate_nets
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.space import (
     PerStage,
     Shared,
     Space,
@@ -32,7 +31,8 @@ from resnext_ablate.space import (
     multiples,
     powers_of_two,
 )
-from resnext_ablate.spec import InputError, ResNeXtSpec
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
+from resnext_ablate.study.search import net_of, search_space, suggest
 
 TEMPLATE = parse_spec("resnext1.2.1-2x8d-t8")
 ALL = Window("macs", 0, 10**12)

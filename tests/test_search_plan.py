@@ -17,18 +17,20 @@ from optuna.exceptions import StorageInternalError
 from optuna.trial import TrialState
 from search_parts import curve, open_runs
 
-from resnext_ablate import model, records, sampling, storage
-from resnext_ablate.complexity import complexity
-from resnext_ablate.config import StudyConfig
-from resnext_ablate.data import DataInfo
-from resnext_ablate.importance import read_importance
-from resnext_ablate.names import parse_spec
-from resnext_ablate.outcomes import trial_outcomes
-from resnext_ablate.records import Cell, Plan, RunRecord
-from resnext_ablate.search import has_net
-from resnext_ablate.search_plan import SearchPlan, space_of
-from resnext_ablate.spec import InputError, spec_from_dict
-from resnext_ablate.variants import plan_nets
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError, spec_from_dict
+from resnext_ablate.compute import model
+from resnext_ablate.compute.data import DataInfo
+from resnext_ablate.records import records
+from resnext_ablate.records.config import StudyConfig
+from resnext_ablate.records.importance import read_importance
+from resnext_ablate.records.outcomes import trial_outcomes
+from resnext_ablate.records.records import Cell, Plan, RunRecord
+from resnext_ablate.study import sampling, storage
+from resnext_ablate.study.search import has_net
+from resnext_ablate.study.search_plan import SearchPlan, space_of
+from resnext_ablate.study.variants import plan_nets
 
 INFO = DataInfo(
     name="digits",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
-from resnext_ablate import search_report
-from resnext_ablate.tables import SearchTables
+from resnext_ablate.evidence import search_report
+from resnext_ablate.records.tables import SearchTables
 
 
 def search(*rows: tuple[str, float | None, float | None, bool]) -> SearchTables:

@@ -19,11 +19,12 @@ import pandas as pd
 import pytest
 from optuna.trial import TrialState
 
-from resnext_ablate import records, report, verify
-from resnext_ablate.complexity import complexity
-from resnext_ablate.importance import Importance, write_importance
-from resnext_ablate.spec import spec_from_dict
-from resnext_ablate.tables import read_tables
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.spec import spec_from_dict
+from resnext_ablate.evidence import report, verify
+from resnext_ablate.records import records
+from resnext_ablate.records.importance import Importance, write_importance
+from resnext_ablate.records.tables import read_tables
 
 SEARCH = """\
 name = "hunt"
@@ -62,7 +63,7 @@ executors = 1
 device = "cpu"
 """
 
-PROGRAM = [sys.executable, "-c", "from resnext_ablate.cli import main; main()"]
+PROGRAM = [sys.executable, "-c", "from resnext_ablate.face.cli import main; main()"]
 
 
 def command(folder: Path, *arguments: str) -> list[str]:

@@ -13,13 +13,15 @@ import pytest
 from search_parts import curve, net
 
 import studies
-from resnext_ablate import records, report, study_plan, verify
-from resnext_ablate.config import StudyConfig
-from resnext_ablate.names import parse_spec
-from resnext_ablate.records import Cell, Plan, RunRecord
-from resnext_ablate.seed_plan import SeedPlan, cells_of
-from resnext_ablate.spec import InputError
-from resnext_ablate.tables import read_tables
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.evidence import report, verify
+from resnext_ablate.records import records
+from resnext_ablate.records.config import StudyConfig
+from resnext_ablate.records.records import Cell, Plan, RunRecord
+from resnext_ablate.records.tables import read_tables
+from resnext_ablate.study import study_plan
+from resnext_ablate.study.seed_plan import SeedPlan, cells_of
 
 NETS = tuple(
     replace(net(label), spec=parse_spec(f"resnext11-{c}x8d-t8").to_dict())

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 import studies
-from resnext_ablate import sinks
-from resnext_ablate.progress import EpochEnd, Progress
-from resnext_ablate.records import Cell, EpochRecord, RunRecord
-from resnext_ablate.spec import MissingExtraError
+from resnext_ablate.architecture.spec import MissingExtraError
+from resnext_ablate.records import sinks
+from resnext_ablate.records.progress import EpochEnd, Progress
+from resnext_ablate.records.records import Cell, EpochRecord, RunRecord
 
 CELL = Cell("abc", "2x5d", 1)
 
@@ -191,7 +191,7 @@ def test_real_study_feeds_tensorboard(tmp_path: Path) -> None:
         "net.variants=['1x8d']",
     )
     assert done.returncode == 0, done.stderr
-    from resnext_ablate.tables import read_tables
+    from resnext_ablate.records.tables import read_tables
 
     folder = tmp_path / "results" / "tiny"
     epochs = read_tables(folder).epochs

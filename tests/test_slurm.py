@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import studies
-from resnext_ablate.slurm_engine import Mailbox
+from resnext_ablate.engines.slurm_engine import Mailbox
 
 SLURM = ["run.engine=slurm", "run.slurm_cluster=local"]
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from resnext_ablate.complexity import complexity
-from resnext_ablate.names import parse_spec
-from resnext_ablate.space import (
+from resnext_ablate.architecture.complexity import complexity
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.space import (
     PerStage,
     Shared,
     Space,
@@ -17,7 +17,7 @@ from resnext_ablate.space import (
     powers_of_two,
     settings_of,
 )
-from resnext_ablate.spec import InputError
+from resnext_ablate.architecture.spec import InputError
 
 TEMPLATE = parse_spec("resnet50")
 

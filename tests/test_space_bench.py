@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from resnext_ablate import space_bench
-from resnext_ablate.space import Space
+from resnext_ablate.architecture import space_bench
+from resnext_ablate.architecture.space import Space
 
 
 def test_every_figure_is_measured_and_printed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from strategies import any_specs
 
-from resnext_ablate.names import parse_setting, parse_spec
-from resnext_ablate.shapes import Block, BlockForm, Conv
-from resnext_ablate.spec import (
+from resnext_ablate.architecture.names import parse_setting, parse_spec
+from resnext_ablate.architecture.shapes import Block, BlockForm, Conv
+from resnext_ablate.architecture.spec import (
     InputError,
     ResNeXtSpec,
     doubled,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from statsmodels.stats.multitest import multipletests
 
-from resnext_ablate import stats
+from resnext_ablate.numbers import stats
 
 
 def test_interval_by_hand() -> None:

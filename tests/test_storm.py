@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from postgres import Server, server
 from ray_cluster import cluster
 
-from resnext_ablate.attempts import read_attempts
+from resnext_ablate.records.attempts import read_attempts
 from studies import (
     assert_equal_results,
     checkpoints_of,
@@ -105,7 +105,7 @@ def executors_on_ray(place: Path) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
             words = path.read_bytes().decode().split("\0")
-            if "resnext_ablate.executor" in words and str(place) in words[-2]:
+            if "resnext_ablate.engines.executor" in words and str(place) in words[-2]:
                 status = (path.parent / "status").read_text()
                 parent = int(status.partition("PPid:")[2].split()[0])
                 found += [int(path.parent.name), parent]

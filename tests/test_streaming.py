@@ -13,12 +13,12 @@ import torch
 from photographs import write_folder, write_photograph
 from PIL import Image
 
-from resnext_ablate import data, preparation, sources
-from resnext_ablate.config import DataConfig
-from resnext_ablate.preparation import Prepared
-from resnext_ablate.reading import Draw, Reader, Shelf, Wish
-from resnext_ablate.spec import InputError
-from resnext_ablate.streaming import Stream
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.compute import data, preparation, sources
+from resnext_ablate.compute.preparation import Prepared
+from resnext_ablate.compute.reading import Draw, Reader, Shelf, Wish
+from resnext_ablate.compute.streaming import Stream
+from resnext_ablate.records.config import DataConfig
 
 CPU = torch.device("cpu")
 
@@ -267,7 +267,7 @@ def test_damaged_files_are_found_once_left_out_and_named(
     prepared = preparation.prepare(config)
     assert prepared.info.corrupt_files == ("train/cat/x.jpg", "test/dog/y.jpg")
     assert prepared.info.num_test == 6
-    monkeypatch.setattr("resnext_ablate.folders._each", None)
+    monkeypatch.setattr("resnext_ablate.compute.folders._each", None)
     assert preparation.prepare(config) == prepared
 
 
@@ -374,7 +374,10 @@ def test_settings_that_do_not_go_together_are_refused(
 
 def test_executors_import_torchvision_only_to_stream() -> None:
     """Who trains on images in memory starts without it."""
-    code = "import sys, resnext_ablate.executor; print('torchvision' in sys.modules)"
+    code = (
+        "import sys, resnext_ablate.engines.executor\n"
+        "print('torchvision' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
     assert done.stdout.strip() == b"False"
 

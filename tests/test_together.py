@@ -17,16 +17,16 @@ from strategies import small_specs
 from test_training import AUGMENTED, CPU, _config, _dataset
 
 import studies
-from resnext_ablate import graphs, together, training
-from resnext_ablate.checkpoint import Keeper, load_together
-from resnext_ablate.config import TrainConfig
-from resnext_ablate.endings import NonFiniteLossError, RunStoppedError
-from resnext_ablate.layers import conv_key, settle
-from resnext_ablate.model import ResNeXt, build
-from resnext_ablate.names import parse_spec
-from resnext_ablate.records import EpochRecord
-from resnext_ablate.spec import InputError, ResNeXtSpec
-from resnext_ablate.training import RunResult, Seed
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
+from resnext_ablate.compute import graphs, together, training
+from resnext_ablate.compute.checkpoint import Keeper, load_together
+from resnext_ablate.compute.endings import NonFiniteLossError, RunStoppedError
+from resnext_ablate.compute.layers import conv_key, settle
+from resnext_ablate.compute.model import ResNeXt, build
+from resnext_ablate.compute.training import RunResult, Seed
+from resnext_ablate.records.config import TrainConfig
+from resnext_ablate.records.records import EpochRecord
 
 End = RunResult | NonFiniteLossError
 

@@ -18,7 +18,9 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnext_ablate import (
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.compute import (
     data,
     graphs,
     hardware,
@@ -27,15 +29,13 @@ from resnext_ablate import (
     preparation,
     training,
 )
-from resnext_ablate.config import DataConfig, TrainConfig
-from resnext_ablate.data import DataInfo, Dataset, Split
-from resnext_ablate.layers import conv_key
-from resnext_ablate.model import build
-from resnext_ablate.names import parse_spec
-from resnext_ablate.records import EpochRecord
-from resnext_ablate.sources import CACHE_VARIABLE
-from resnext_ablate.spec import InputError
-from resnext_ablate.training import NonFiniteLossError, RunResult
+from resnext_ablate.compute.data import DataInfo, Dataset, Split
+from resnext_ablate.compute.layers import conv_key
+from resnext_ablate.compute.model import build
+from resnext_ablate.compute.sources import CACHE_VARIABLE
+from resnext_ablate.compute.training import NonFiniteLossError, RunResult
+from resnext_ablate.records.config import DataConfig, TrainConfig
+from resnext_ablate.records.records import EpochRecord
 
 CPU = torch.device("cpu")
 AUGMENTED = DataConfig(name="digits", crop_padding=1)
@@ -304,8 +304,8 @@ def test_a_parameter_without_gradient_stays() -> None:
 def test_training_needs_no_compiler_of_torchs() -> None:
     """Making an optimizer and taking a step imports no torch._dynamo."""
     code = (
-        "import sys, torch; from resnext_ablate import optimization, model; "
-        "from resnext_ablate.config import TrainConfig; "
+        "import sys, torch; from resnext_ablate.compute import optimization, model; "
+        "from resnext_ablate.records.config import TrainConfig; "
         "net = model.build('resnet11-t4'); "
         "sgd = optimization.make_optimizer(net, config=TrainConfig(epochs=1)); "
         "net(torch.zeros(2, 3, 8, 8)).sum().backward(); sgd.step(); sgd.zero_grad(); "

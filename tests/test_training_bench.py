@@ -8,21 +8,21 @@ import pytest
 import torch
 from test_cli import program
 
-from resnext_ablate import data, preparation
-from resnext_ablate.config import DataConfig, TrainConfig
-from resnext_ablate.hardware import usable_cores
-from resnext_ablate.loops_page import loops_data, loops_figure
-from resnext_ablate.names import parse_spec
-from resnext_ablate.reference_loops import train_plainly
-from resnext_ablate.roofline import Peaks
-from resnext_ablate.training_bench import _subset
-from resnext_ablate.training_costs import (
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.roofline import Peaks
+from resnext_ablate.compute import data, preparation
+from resnext_ablate.compute.hardware import usable_cores
+from resnext_ablate.compute.reference_loops import train_plainly
+from resnext_ablate.evidence.loops_page import loops_data, loops_figure
+from resnext_ablate.records.config import DataConfig, TrainConfig
+from resnext_ablate.records.training_costs import (
     LOOPS,
     LoopCost,
     TrainedRun,
     TrainingCosts,
     loop_costs,
 )
+from resnext_ablate.study.training_bench import _subset
 
 DIGITS = DataConfig(name="digits", image_size=8, crop_padding=1, flip=False)
 STUDY = """

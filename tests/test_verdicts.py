@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from resnext_ablate.verdicts import Comparison, Rules, compare, study_verdict
+from resnext_ablate.numbers.verdicts import Comparison, Rules, compare, study_verdict
 
 SPREAD = np.array([-0.1, 0.0, 0.1])
 SETTING = "At equal FLOPs (within 2.6 %)"

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 import synthetic
 
-from resnext_ablate import embedding
-from resnext_ablate.report import write_report
-from resnext_ablate.spec import InputError
-from resnext_ablate.tables import read_tables
-from resnext_ablate.verify import Verification, verify
+from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.evidence import embedding
+from resnext_ablate.evidence.report import write_report
+from resnext_ablate.evidence.verify import Verification, verify
+from resnext_ablate.records.tables import read_tables
 
 REAL = Path(__file__).parents[1] / "results" / "cifar10_jpeg"
 PAYLOAD = re.compile(r'(?<=id="payload">)[^<]*')

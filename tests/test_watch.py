@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from resnext_ablate import results_commands, terminal
-from resnext_ablate.progress import Progress, RunningRun
+from resnext_ablate.face import results_commands, terminal
+from resnext_ablate.records.progress import Progress, RunningRun
 
 REAL = Path(__file__).parents[1] / "results" / "cifar10_jpeg"
 RUNNING = RunningRun(variant="4x6d", seed=1, epoch=3, val_error_pct=7.5)

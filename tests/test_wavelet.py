@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from resnext_ablate.wavelet import WaveletMatrix
+from resnext_ablate.architecture.wavelet import WaveletMatrix
 
 
 @given(size=st.integers(1, 70), seed=st.integers(0, 2**32))

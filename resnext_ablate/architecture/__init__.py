@@ -1,0 +1,1 @@
+"""Nets as shapes: what they cost, and which of them hold a budget."""

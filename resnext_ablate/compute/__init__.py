@@ -1,0 +1,1 @@
+"""One run on a device: layers, images, training, measurement."""

@@ -1,0 +1,270 @@
+"""Layers in the fastest exact form for their shape, as drop-ins for torch's own.
+
+Parameters keep torch's names and shapes, so that weights load either way. Each layer
+starts in torch's form; `settle` gives a net's layers the forms that a study has chosen,
+once for all its runs, because forms differ in rounding.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.fusion import fuse_conv_bn_weights
+
+from resnext_ablate.architecture.shapes import Conv, Layout, Norm
+from resnext_ablate.architecture.spec import InputError
+
+Kernels = Literal["torch", "fused"]
+"""fused: batch norm, ReLU and the residual addition in one pass, on one CPU thread."""
+
+
+class Conv2d(nn.Conv2d):
+    """A convolution as torch's, computed in one of several exact forms.
+
+    Attributes:
+        form: `plain` is torch's; `matmul` multiplies matrices, where the kernel is 1x1;
+            `merge4` computes every 4 groups as one dense block, whose weights are zero
+            where the groups do not meet; `nchw` and `nchw+merge4` leave channels-last
+            for the convolution.
+    """
+
+    form: str = "plain"
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float (N, in, H, W) -> (N, out, H / stride, W / stride)."""
+        if self.form == "plain":
+            return super().forward(features)
+        if self.form == "matmul":
+            rows, columns = self.stride
+            return self.pointwise(features[:, :, ::rows, ::columns])
+        layout, _, merge = self.form.rpartition("+")
+        weight, groups = self.weight, self.groups
+        if merge.startswith("merge"):
+            merged = int(merge.removeprefix("merge"))
+            weight = merged_weight(weight, groups=groups, merged=merged)
+            groups //= merged
+        is_nchw = "nchw" in (layout, merge)
+        if is_nchw:
+            features, weight = features.contiguous(), weight.contiguous()
+        out = functional.conv2d(
+            features,
+            weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            groups=groups,
+        )
+        return out.contiguous(memory_format=torch.channels_last) if is_nchw else out
+
+    def pointwise(self, features: Tensor) -> Tensor:
+        """A 1x1 convolution as a product of matrices, at stride 1."""
+        count, channels, height, width = features.shape
+        pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
+        out = functional.linear(pixels, self.weight.flatten(1), self.bias)
+        return out.view(count, height, width, -1).permute(0, 3, 1, 2)
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation as torch's, along with what follows it.
+
+    Attributes:
+        kernels: `fused` takes them in one pass while it trains.
+    """
+
+    kernels: Kernels = "torch"
+
+    @property
+    def is_fused(self) -> bool:
+        return self.kernels == "fused" and self.training
+
+    def relu(self, features: Tensor) -> Tensor:
+        """relu(norm(features)), float (N, C, H, W)."""
+        if not self.is_fused:
+            return functional.relu(self(features), inplace=True)
+        # Imported here because few who build a net train it this way.
+        from resnext_ablate.compute import fused
+
+        return fused.norm_relu(features, self)
+
+    def relu_of_sum(
+        self, features: Tensor, skip: Tensor, skip_norm: nn.BatchNorm2d | None
+    ) -> Tensor:
+        """relu(norm(features) + skip), the skip normalised where it has a norm."""
+        if not self.is_fused:
+            out: Tensor = self(features)
+            out += skip if skip_norm is None else skip_norm(skip)
+            return functional.relu(out, inplace=True)
+        from resnext_ablate.compute import fused
+
+        return fused.norm_sum_relu(features, self, skip, skip_norm)
+
+
+class Head(nn.Linear):
+    """A linear layer as torch's, or one for each of several nets side by side.
+
+    Args:
+        in_features, out_features: of one net.
+        copies: how many nets; its weight and bias hold one after the other.
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, copies: int = 1) -> None:
+        super().__init__(in_features, copies * out_features)
+        self.copies = copies
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float (N, copies * in_features) -> (N, copies * out_features)."""
+        if self.copies == 1:
+            return super().forward(features)
+        parts = (one.chunk(self.copies) for one in (self.weight, self.bias))
+        own = features.chunk(self.copies, dim=1)
+        return torch.cat([*map(functional.linear, own, *parts)], dim=1)
+
+
+Layer = tuple[Conv2d, BatchNorm2d]
+"""A convolution and the norm behind it."""
+
+
+class FoldedNorm2d(BatchNorm2d):
+    """What stays of a batch norm that is folded into the convolution before it."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """The features as they are."""
+        return features
+
+
+def fork(features: Tensor, *, stride: int, kernels: Kernels) -> tuple[Tensor, Tensor]:
+    """The features twice, the second time every stride-th pixel of a row and column."""
+    if kernels == "torch":
+        return features, features[:, :, ::stride, ::stride]
+    from resnext_ablate.compute import fused
+
+    return fused.fork(features, stride=stride)
+
+
+def apart(features: Tensor, copies: int) -> Tensor:
+    """(N, copies * C, ...) -> (N, copies, C, ...): each net of several side by side."""
+    own: Tensor = torch.unflatten(features, 1, (copies, -1))
+    return own
+
+
+def merged_weight(weight: Tensor, *, groups: int, merged: int) -> Tensor:
+    """The weight of the same convolution with fewer groups.
+
+    Args:
+        weight: float (out, in / groups, k, k).
+        groups: of that weight.
+        merged: how many groups become one; divides `groups`.
+
+    Returns:
+        Float (out, in / groups * merged, k, k): blocks of `weight`, else zeros.
+    """
+    num_out, num_in, *kernel = weight.shape
+    blocks = weight.reshape(groups // merged, merged, -1, 1, num_in, *kernel)
+    diagonal = torch.eye(merged, dtype=weight.dtype, device=weight.device)
+    dense = blocks * diagonal.view(1, merged, 1, merged, 1, 1, 1)
+    return dense.reshape(num_out, num_in * merged, *kernel)
+
+
+def conv_key(conv: Conv) -> str:
+    """Names a convolution's shape in a table of forms."""
+    size = conv.kernel_size
+    # Groups of several seeds must not be merged across them, unlike those of one net.
+    seeds = f" seeds {conv.copies}" if conv.copies > 1 else ""
+    return (
+        f"{size}x{size} {conv.in_channels}-{conv.out_channels} groups {conv.groups} "
+        f"stride {conv.stride} side {conv.in_side}{seeds}"
+    )
+
+
+def settle(
+    model: nn.Module, layout: Layout, *, kernels: Kernels, forms: Mapping[str, str]
+) -> None:
+    """Gives a net's layers their forms.
+
+    Args:
+        model: a net of `model.build`.
+        layout: of its spec at the size of the images.
+        kernels: of every batch norm.
+        forms: by `conv_key`; convolutions without one stay plain.
+
+    Raises:
+        InputError: a form is none of that shape.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm2d):
+            module.kernels = kernels
+    for conv in layout.convs:
+        place = None if conv.in_branches else model.get_submodule(conv.path)
+        if isinstance(place, Conv2d):
+            place.form = forms.get(conv_key(conv), "plain")
+            _check_form(conv, place.form)
+
+
+def _check_form(conv: Conv, form: str) -> None:
+    _, merges, merged = form.rpartition("merge")
+    # Zeros times what is not finite would carry one seed's divergence to another.
+    groups = conv.groups // conv.copies
+    fits = groups % int(merged) == 0 if merges else True
+    if form == "matmul":
+        fits = conv.kernel_size == 1 and conv.groups == 1
+    if not fits:
+        raise InputError(
+            f"train.conv_forms: {conv_key(conv)!r} has no form {form!r}; merge2 needs "
+            "groups in pairs, and matmul a 1x1 convolution in one group."
+        )
+
+
+def folded(model: nn.Module, layout: Layout) -> nn.Module:
+    """A copy for evaluation, whose convolutions do the work of the norms behind them.
+
+    The same function by the running averages, up to rounding.
+    """
+    model = _twin(model).eval()
+    for conv_shape, norm_shape in _pairs(layout):
+        conv = model.get_submodule(conv_shape.path)
+        norm = model.get_submodule(norm_shape.path)
+        assert isinstance(conv, Conv2d) and isinstance(norm, BatchNorm2d)
+        assert norm.running_mean is not None and norm.running_var is not None
+        weight, bias = fuse_conv_bn_weights(
+            conv.weight,
+            conv.bias,
+            norm.running_mean,
+            norm.running_var,
+            norm.eps,
+            norm.weight,
+            norm.bias,
+        )
+        conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
+        model.set_submodule(norm_shape.path, FoldedNorm2d(norm.num_features).eval())
+    return model
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """The module and those within it anew, around the same tensors.
+
+    A tenth of the time of a deep copy, which is taken at each evaluation.
+    """
+    twin = copy.copy(module)
+    twin._parameters = dict(module._parameters)
+    twin._buffers = dict(module._buffers)
+    twin._modules = {
+        name: child and _twin(child) for name, child in module._modules.items()
+    }
+    return twin
+
+
+def _pairs(layout: Layout) -> Iterator[tuple[Conv, Norm]]:
+    """Each convolution and the batch norm right behind it, both outside of branches."""
+    paths: list[Sequence[Conv | Norm]] = [(layout.stem, layout.stem_norm)]
+    for block in layout.blocks:
+        paths += [block.steps, block.projection]
+    for one, other in itertools.chain.from_iterable(map(itertools.pairwise, paths)):
+        in_branches = one.in_branches or other.in_branches
+        if isinstance(one, Conv) and isinstance(other, Norm) and not in_branches:
+            yield one, other

@@ -1,0 +1,1 @@
+"""Where runs execute: child processes, Ray actors, Slurm jobs."""

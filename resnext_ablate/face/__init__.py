@@ -1,0 +1,1 @@
+"""The commands, what they answer and how it is printed."""

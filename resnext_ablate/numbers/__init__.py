@@ -1,0 +1,1 @@
+"""Intervals, power and verdicts: what seeds can show."""

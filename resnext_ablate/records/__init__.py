@@ -1,0 +1,1 @@
+"""The study file, run files and the tables read from them."""

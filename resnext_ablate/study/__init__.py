@@ -1,0 +1,1 @@
+"""The scheduler: the only user of Optuna, and what a study takes."""
