@@ -165,6 +165,7 @@ def norm(step: Norm) -> BatchNorm2d:
 
 
 def convolution(step: Conv) -> Conv2d:
+    """The module of a convolution, padded so that its side is kept up to the stride."""
     return Conv2d(
         step.in_channels,
         step.out_channels,

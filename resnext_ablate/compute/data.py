@@ -65,11 +65,13 @@ class Feed(Protocol):
         num_passed: int,
         part: Part = WHOLE,
     ) -> Iterator[Batch]:
+        """A part of each augmented training batch of an epoch, after `num_passed`."""
         """A part of each augmented batch of an epoch but the first `num_passed`."""
 
     def eval_batches(
         self, split: SplitName, *, batch_size: int, part: Part = WHOLE
     ) -> Iterator[Batch]:
+        """A part of a split in its order, normalised, in batches."""
         """The images of a part of a split in their order, normalised."""
 
 

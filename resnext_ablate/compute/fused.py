@@ -55,6 +55,7 @@ class _NormRelu(torch.autograd.Function):
     def forward(
         ctx: Any, features: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d
     ) -> Tensor:
+        """(N, C, H, W) normalised over the batch, then ReLU."""
         features = dense(features)
         out, ctx.normed = relu_forward(features, norm)
         ctx.save_for_backward(features)
@@ -80,6 +81,7 @@ class _NormSumRelu(torch.autograd.Function):
         skip_bias: Tensor | None,
         skip_norm: nn.BatchNorm2d | None,
     ) -> Tensor:
+        """Normalised features plus the shortcut, normalised or as it is, then ReLU."""
         features, skip = dense(features), dense(skip)
         out, ctx.norms = sum_forward(features, norm, skip, skip_norm)
         ctx.save_for_backward(features, skip)

@@ -41,6 +41,7 @@ class Capture(Protocol):
         """Does it now, where it would be captured."""
 
     def record(self, act: Callable[[], None]) -> None:
+        """Captures what `act` launches, without running it."""
         """Captures it, without doing it.
 
         Raises:

@@ -54,6 +54,7 @@ class Files:
     sums: npt.NDArray[np.int64]
 
     def at(self, positions: npt.NDArray[np.int64]) -> Files:
+        """The files at these positions, in that order."""
         return Files(
             names=self.names[positions],
             sizes=self.sizes[positions],

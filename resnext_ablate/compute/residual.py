@@ -67,6 +67,7 @@ class _Block(torch.autograd.Function):
         has_projection: bool,
         *parameters: Tensor,
     ) -> Tensor:
+        """(N, C, H, W) to the block's output; keeps what backward needs."""
         inner = features = fused.dense(features)
         main = layers[:-1] if has_projection else layers
         ctx.inner = []
@@ -86,6 +87,7 @@ class _Block(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of the input and of each parameter, in the order of forward."""
         # What is done is let go at once: memory in the cache serves again.
         step, skip, skip_out, norms = ctx.end
         ctx.end = None

@@ -134,6 +134,7 @@ def begin(run: Run) -> Progress:
 def fresh_epoch(
     run: Run, *, epochs: list[tuple[EpochRecord, ...]], live: set[int]
 ) -> Progress:
+    """The start of the epoch after those that are over, for the seeds still alive."""
     shape = (steps_per_epoch(run), len(run.seeds))
     losses = torch.zeros(shape, device=run.device)
     wrong = torch.zeros(shape[1], dtype=torch.int64, device=run.device)

@@ -165,6 +165,7 @@ class RayChannel:
         return self._ending
 
     def kill(self) -> None:
+        """Ends the actor, and removes what it has put on its node."""
         import ray
 
         if self._has_spoken:  # Else it has no place yet, and leaves nothing there.

@@ -149,6 +149,7 @@ class _Carrier:
         threading.Thread(target=self._listen, daemon=True).start()
 
     def carry(self) -> None:
+        """Passes messages on between the job's executor and the study, both ways."""
         for values in self._mailbox.take("to"):
             self._is_busy |= "job" in values
             self._tell(nodes.fitted(values, data_folder=self._data_folder))

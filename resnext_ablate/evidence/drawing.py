@@ -53,6 +53,7 @@ def draw_seeds(
 
 
 def descriptions(known: pd.DataFrame) -> list[str]:
+    """What is said of each mean under the pointer: value, interval, number of runs."""
     return [
         f"<b>{style.safe(row.variant)}</b><br>mean {row.mean:.4g}"
         + ("" if math.isnan(row.low) else f", {row.low:.4g} to {row.high:.4g}")

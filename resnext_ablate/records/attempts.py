@@ -84,6 +84,7 @@ class Tally:
             self.add(attempt)
 
     def add(self, attempt: AttemptRecord) -> None:
+        """Counts an attempt that ended without a result."""
         self._last[attempt.cell] = max(attempt.number, self._last.get(attempt.cell, 0))
         if attempt.gave_up:
             # Who asks for another try after that gets all of them again.

@@ -132,6 +132,7 @@ class _TensorBoard:
         writer.flush()
 
     def finish(self, run: RunRecord) -> None:
+        """Tells the tracker how a run ended, and closes it there."""
         writer = self._writer(run.variant, run.seed)
         if run.test_error_pct is not None:
             writer.add_scalar(_TEST_ERROR, run.test_error_pct, len(run.epochs))
@@ -164,6 +165,7 @@ class _WandB:
         self._run(variant, seed).log(_metrics(record), step=record.epoch)
 
     def finish(self, run: RunRecord) -> None:
+        """Tells the tracker how a run ended, and closes it there."""
         tracked = self._run(run.variant, run.seed)
         if run.test_error_pct is not None:
             tracked.summary[_TEST_ERROR] = run.test_error_pct
@@ -211,6 +213,7 @@ class _MLflow:
             self._client.log_metric(run, name, value, step=record.epoch)
 
     def finish(self, run: RunRecord) -> None:
+        """Tells the tracker how a run ended, and closes it there."""
         tracked = self._run(run.variant, run.seed)
         if run.test_error_pct is not None:
             self._client.log_metric(tracked, _TEST_ERROR, run.test_error_pct)

@@ -53,6 +53,7 @@ class _Timed:
     ended: float = 0.0
 
     def cost(self) -> RunCost:
+        """What a run of the variant costs, from the last of the timed epochs."""
         train_s = self.epoch_seconds[-1]
         eval_s = max(0.0, self.epoch_ends[-1] - self.epoch_ends[-2] - train_s)
         step_s = train_s / self.work.steps_per_epoch

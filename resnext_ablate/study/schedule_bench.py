@@ -81,6 +81,7 @@ class SleepingChannel:
         self._jobs.put(json.loads(line).get("job"))
 
     def lines(self) -> Iterator[str]:
+        """What an executor would say: ready, each epoch of each job, finished."""
         yield json.dumps({"event": "ready", "versions": records.running_versions()})
         while (job := self._jobs.get()) is not None:
             cell = Cell(job["cell"], job["variant"], job["seed"])
