@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,43 @@ def test_workers_change_nothing(root: Path, augment: str) -> None:
         assert torch.equal(torch.get_rng_state(), before)
     _assert_equal(seen[1], seen[0])
     _assert_equal(seen[2], seen[0])
+
+
+_READ_AND_WAIT = """
+import multiprocessing, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+import test_streaming as ours
+config = ours._config(Path(sys.argv[1]), loading="stream", num_workers=2)
+batches = ours._stream(config).train_batches(
+    config, batch_size=4, num_passed=0, seed=0, epoch=1
+)
+next(iter(batches))
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed(root: Path) -> None:
+    """None of them is left to hold memory and files, though others forked them."""
+    command = [
+        sys.executable,
+        "-c",
+        _READ_AND_WAIT,
+        str(root),
+        str(Path(__file__).parent),
+    ]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    ) as run:
+        assert run.stdout is not None
+        workers = run.stdout.readline().split()
+        run.kill()
+    assert len(workers) == 2
+    deadline = time.monotonic() + 20
+    while alive := [pid for pid in workers if Path("/proc", pid, "exe").exists()]:
+        assert time.monotonic() < deadline, f"{alive} are still there"
+        time.sleep(0.05)
 
 
 def test_an_epoch_goes_on_where_it_was_left(root: Path) -> None:

@@ -65,13 +65,11 @@ class Feed(Protocol):
         num_passed: int,
         part: Part = WHOLE,
     ) -> Iterator[Batch]:
-        """A part of each augmented training batch of an epoch, after `num_passed`."""
         """A part of each augmented batch of an epoch but the first `num_passed`."""
 
     def eval_batches(
         self, split: SplitName, *, batch_size: int, part: Part = WHOLE
     ) -> Iterator[Batch]:
-        """A part of a split in its order, normalised, in batches."""
         """The images of a part of a split in their order, normalised."""
 
 
@@ -110,6 +108,7 @@ class Dataset:
         num_passed: int,
         part: Part = WHOLE,
     ) -> Iterator[Batch]:
+        """A part of each augmented training batch of an epoch, after `num_passed`."""
         draws = draw_epoch(
             self.num_images("train"),
             crop_padding=config.crop_padding,
@@ -123,6 +122,7 @@ class Dataset:
     def eval_batches(
         self, split: SplitName, *, batch_size: int, part: Part = WHOLE
     ) -> Iterator[Batch]:
+        """A part of a split in its order, normalised, in batches."""
         held, taken = self._split(split), part.of(self.num_images(split))
         images, labels = (
             one[taken.start : taken.stop] for one in (held.images, held.labels)

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import threading
 from collections.abc import Iterable, Iterator
+from multiprocessing import connection
 from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any
@@ -29,7 +32,6 @@ from resnext_ablate.compute.data import (
     epoch_generator,
     normalise,
 )
-from resnext_ablate.compute.endings import die_with_parent
 from resnext_ablate.compute.hardware import usable_cores
 from resnext_ablate.compute.preparation import META_FILE, info_from
 from resnext_ablate.compute.reading import (
@@ -230,7 +232,16 @@ def _worker_context() -> BaseContext:
 
 
 def _begin_worker(number: int) -> None:
-    die_with_parent()
+    threading.Thread(target=_end_with_the_run, daemon=True).start()
+
+
+def _end_with_the_run() -> None:
+    # A worker's forks come from a process of their own, which workers keep alive: that
+    # one does not tell them of the run's end.
+    run = multiprocessing.parent_process()
+    if run is not None:
+        connection.wait([run.sentinel])
+        os._exit(1)
 
 
 def _num_workers(config: DataConfig, *, device: torch.device, num_sharing: int) -> int:
