@@ -155,7 +155,7 @@ def rage(
     (folder / records.LOCK_FILE).touch()
     arguments = [str(folder), url, str(num_cells), str(num_executors)]
     command = [sys.executable, __file__, *arguments]
-    places = (Path(__file__).parent, Path(records.__file__).parents[1])
+    places = (Path(__file__).parent, Path(__file__).parents[1])
     environment = {**os.environ, "PYTHONPATH": ":".join(map(str, places))}
 
     def begin() -> subprocess.Popen[bytes]:

@@ -151,6 +151,7 @@ def has_step(study: Path, *, epoch: int, step: int) -> Callable[[], bool]:
     return found
 
 
+@pytest.mark.full
 def test_a_run_outlives_any_of_its_processes(place: Path, unbroken: Path) -> None:
     """A rank killed in mid-epoch, the study interrupted in the next, then resumed by
     other numbers of workers: the numbers are those of an undisturbed run."""
