@@ -122,7 +122,7 @@ def filled(folder: Path) -> Path:
 def reconcile(folder: Path) -> None:
     opened = storage.open_storage("sqlite", folder=folder, name="s", study_id="")
     try:
-        trials.reconcile(opened, plan=plan_of(1), runs={}, folder=folder)
+        trials.reconcile(opened, plan=plan_of(1), states={}, folder=folder)
     finally:
         storage.close(opened)
 
@@ -180,7 +180,7 @@ def test_a_finished_trial_is_not_ended_twice(tmp_path: Path) -> None:
     ledger = trials.Ledger(opened, lock=None)
     trial = ledger.claim(net=plan.nets[0], cell=plan.cells[0], attempt=1)
     assert trial is not None
-    run = run_of(plan.cells[0])
+    run = run_of(plan.cells[0], num_epochs=2)
     for _ in range(2):
         ledger.report(trial, epoch=run.epochs[0])
         ledger.tell(trial, run=run)
@@ -196,8 +196,12 @@ def test_a_rebuilt_storage_has_every_epoch(tmp_path: Path) -> None:
     opened = storage.open_storage("sqlite", folder=tmp_path, name="s", study_id="")
     ledger = trials.Ledger(opened, lock=None)
     ledger.claim(net=plan.nets[0], cell=plan.cells[0], attempt=1)
-    runs = {cell.id: run_of(cell) for cell in plan.cells}
-    trials.reconcile(opened, plan=plan, runs=runs, folder=tmp_path)
+    runs = {cell.id: run_of(cell, num_epochs=2) for cell in plan.cells}
+    (tmp_path / "runs").mkdir()
+    for run in runs.values():
+        records.write_run(run, tmp_path)
+    states = {cell: run.state for cell, run in runs.items()}
+    trials.reconcile(opened, plan=plan, states=states, folder=tmp_path)
     for trial in opened.study.get_trials():
         run = runs[trial.user_attrs["cell"]]
         values = {epoch.epoch: epoch.val_error_pct for epoch in run.epochs}

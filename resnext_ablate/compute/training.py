@@ -382,6 +382,8 @@ def _eval_rounds(run: Run, split: SplitName) -> Iterator[Batch | None]:
 
 
 def _check_parts(config: TrainConfig, *, dataset: Feed, peers: Peers) -> None:
+    if peers.count == 1:
+        return
     size = min(config.batch_size, dataset.num_images("train"))
     fewest = min(dataset.num_images("val"), dataset.num_images("test"))
     if size % peers.count or fewest < peers.count:
