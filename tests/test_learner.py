@@ -18,18 +18,18 @@ def step(*, num_micro_batches: int) -> tuple[float, int, list[torch.Tensor]]:
     draws = torch.Generator().manual_seed(1)
     batch = Batch(
         images=torch.randn(29, 1, 8, 8, generator=draws),
-        labels=torch.randint(10, (29,), generator=draws),
+        labels=torch.randint(10, (29, 1), generator=draws),
     )
     learner = new_learner(
         parse_spec("resnext11-2x8d-t8-in1"),
-        generator=torch.Generator().manual_seed(0),
+        generators=[torch.Generator().manual_seed(0)],
         config=TrainConfig(epochs=1, precision="fp32", kernels="torch"),
         image_size=8,
         device=CPU,
         num_micro_batches=num_micro_batches,
     )
     learner.model.eval()
-    wrong = torch.zeros((), dtype=torch.int64)
+    wrong = torch.zeros(1, dtype=torch.int64)
     loss = update(learner, batch, learning_rate=0.1, wrong=wrong)
     gradients = [one.grad for one in learner.model.parameters() if one.grad is not None]
     return loss.item(), int(wrong), gradients
