@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -269,7 +270,7 @@ def test_three_processes_hold_the_same_and_share_evaluation(
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    said = sorted(line for line in done.stdout.splitlines() if line.startswith("rank"))
+    said = re.findall(r"rank \d: \d+ wrong", done.stdout)  # Lines may run together.
     assert len(said) == 3
     assert len({line.partition(": ")[2] for line in said}) == 1
 
