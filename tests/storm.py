@@ -200,7 +200,7 @@ def rage(
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 2:
+    if len(sys.argv) == 3:  # As execution starts one: its lock, and how many processes.
         Executor().serve(Path(sys.argv[1]))
     else:
         place, url, cells, executors = sys.argv[1:]
