@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from search_parts import curve, net
+from search_parts import net
 
 import studies
 from resnext_ablate.architecture.names import parse_spec
@@ -19,6 +19,7 @@ from resnext_ablate.evidence import report, verify
 from resnext_ablate.records import records
 from resnext_ablate.records.config import StudyConfig
 from resnext_ablate.records.records import Cell, Plan, RunRecord
+from resnext_ablate.records.sleeping import run_of
 from resnext_ablate.records.tables import read_tables
 from resnext_ablate.study import study_plan
 from resnext_ablate.study.seed_plan import SeedPlan, cells_of
@@ -45,20 +46,7 @@ def error_of(cell: Cell) -> float:
 
 
 def train(cell: Cell) -> RunRecord:
-    return RunRecord(
-        cell=cell.id,
-        variant=cell.variant,
-        seed=cell.seed,
-        state="complete",
-        reason="",
-        device="cpu",
-        precision="fp32",
-        data_checksum="",
-        started_at="",
-        environment={},
-        epochs=tuple(curve(50.0)),
-        test_error_pct=error_of(cell),
-    )
+    return replace(run_of(cell, num_epochs=1), test_error_pct=error_of(cell))
 
 
 def grow(folder: Path) -> list[Cell]:

@@ -41,7 +41,6 @@ class Capture(Protocol):
         """Does it now, where it would be captured."""
 
     def record(self, act: Callable[[], None]) -> None:
-        """Captures what `act` launches, without running it."""
         """Captures it, without doing it.
 
         Raises:
@@ -68,6 +67,7 @@ class CudaCapture:
         current.wait_stream(self._stream)
 
     def record(self, act: Callable[[], None]) -> None:
+        """See `Capture`, as the other two."""
         # Another thread of an executor reads its input; only this one is captured.
         with (
             torch.cuda.device(self._device),

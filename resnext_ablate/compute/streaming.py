@@ -236,8 +236,8 @@ def _begin_worker(number: int) -> None:
 
 
 def _end_with_the_run() -> None:
-    # A worker's forks come from a process of their own, which workers keep alive: that
-    # one does not tell them of the run's end.
+    # The process that forks workers lives as long as one of them does, so that its end
+    # tells them nothing of the run's.
     run = multiprocessing.parent_process()
     if run is not None:
         connection.wait([run.sentinel])

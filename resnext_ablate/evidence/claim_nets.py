@@ -39,7 +39,7 @@ def ways_to_double(nets: pd.DataFrame) -> tuple[Contrast, ...]:
 
 
 def once_against_twice(nets: pd.DataFrame) -> tuple[Contrast, ...]:
-    """Cardinality at the simple FLOPs against depth and width at twice those (S7)."""
+    """Cardinality at 1x FLOPs against depth and width at twice those (S7)."""
     double = _double(nets)
     once = nets[~nets["variant"].isin(double.all)]
     grouped = _only(once[once["cardinality"] > 1], "of cardinality at the lower FLOPs")

@@ -253,7 +253,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "S7",
-        "Cardinality at the simple FLOPs beats depth and width at twice those",
+        "Cardinality at 1x FLOPs beats depth and width at 2x",
         "21.2 % against 21.7 % (ResNet-200) and 21.3 % (1x100d), Table 4",
         ("table4_double_complexity",),
         partial(

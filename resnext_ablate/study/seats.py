@@ -28,7 +28,7 @@ class Attempt:
 
 
 class Grower(Protocol):
-    """What makes a plan grow while it is carried out: a search."""
+    """What makes a plan grow while it is carried out: a search, or adaptive seeds."""
 
     @property
     def plan(self) -> Plan:
