@@ -15,6 +15,7 @@ from resnext_ablate.evidence import (
     charts_compare,
     charts_cost,
     charts_ranking,
+    drawing,
     figures,
     figures_compare,
     figures_cost,
@@ -522,3 +523,30 @@ def test_search_shows_its_nets_for_what_they_are(
     few = trials.iloc[-4:]
     nothing = IMPORTANCE.iloc[:0]
     assert gallery.draw_search(few, nothing, sampler=sampler, pruner="asha") == ()
+
+
+def test_names_keep_clear_of_each_other_and_of_the_edge() -> None:
+    """Near points send their names apart; the rightmost writes to the left."""
+    x, y = pd.Series([0.0, 0.02, 0.04, 1.0]), pd.Series([0.5, 0.5, 0.52, 1.0])
+    names = ["1x16d", "2x10d", "4x6d", "32x1.2.3-t16"]
+    places = drawing.name_places(x, y, names)
+    assert len(set(places[:3])) == 3
+    assert places[3].endswith("left")
+    assert drawing.name_places(x[3:], y[3:], names[3:]) == ["middle right"]
+
+
+def test_heights_that_start_at_zero_crowd_sooner() -> None:
+    """What is far apart between its ends is near on an axis from zero."""
+    x, y = pd.Series([0.0, 0.01, 1.0]), pd.Series([100.0, 101.0, 102.0])
+    names = ["1x16d", "2x10d", "4x6d"]
+    assert len(set(drawing.name_places(x, y, names)[:2])) == 1
+    assert len(set(drawing.name_places(x, y, names, from_zero=True)[:2])) == 2
+
+
+def test_names_at_the_ends_of_curves_have_room() -> None:
+    """The margin takes the longest name, and no more than a third of a chart."""
+    figure = chart_style.new_figure("t", height=400)
+    for names, margin in (["1x16d"], 84), (["32x1.2.3d-t16"], 134), (["n" * 90], 240):
+        marks = chart_style.marks(names)
+        drawing.draw_end_names(figure, names, heights=[1.0], marks=marks)
+        assert figure.layout.margin.r == margin

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
 from resnext_ablate.evidence import chart_style as style
+
+_MARK_PX = 30  # a glyph, its space and the gap to the plot
+_LETTER_PX = 8  # of the report's font at its size, digits as wide as any
+# Sizes beside points, in spans of the points along their axis.
+_LETTER_SHARE, _MARK_SHARE = 0.014, 0.012
+_LINE = 0.06  # the height of a line in a plot of full height
+_EDGE = 0.16  # how far the plot goes on beyond its points
 
 
 def linked(rows: pd.DataFrame) -> list[list[object]]:
@@ -114,7 +121,7 @@ def draw_means(
     few = len(marks) <= style.MAX_LABELLED
     named = few and has_names
     if named and places is None:
-        places = name_places(x, y)
+        places = name_places(x, y, points["variant"].tolist())
     figure.add_scatter(
         x=x,
         y=y,
@@ -150,20 +157,95 @@ def draw_key(figure: go.Figure, entries: Sequence[str]) -> None:
     )
 
 
-def name_places(x: pd.Series, y: pd.Series) -> list[str]:
-    """Labels right of their points, or left where the right side is taken."""
-    width, height = (max(float(np.ptp(v)), 1e-9) for v in (x, y))
+def draw_end_names(
+    figure: go.Figure,
+    names: Sequence[str],
+    *,
+    heights: Sequence[float],
+    marks: Mapping[str, style.Mark],
+) -> None:
+    """Names with their marks right of the plot, where their lines end.
+
+    Args:
+        names: of variants; the margin takes the longest.
+        heights: of each on the y axis, which no other name is to touch.
+        marks: by variant.
+    """
+    for name, y in zip(names, heights, strict=True):
+        figure.add_annotation(
+            text=f"{glyph(marks[name].symbol, marks[name].color)} {style.safe(name)}",
+            x=1.015,
+            xref="paper",
+            y=y,
+            xanchor="left",
+            showarrow=False,
+        )
+    longest = max(map(len, names), default=0)
+    figure.update_layout(margin_r=max(84, min(_MARK_PX + _LETTER_PX * longest, 240)))
+
+
+def name_places(
+    x: pd.Series,
+    y: pd.Series,
+    names: Sequence[str],
+    *,
+    levels: Sequence[str] = ("middle", "top", "bottom"),
+    from_zero: bool = False,
+) -> list[str]:
+    """Where each name stands beside its point: clear of points, names and edges.
+
+    Each takes the first place of the fewest clashes, in the order of the points.
+
+    Args:
+        x: of the points, as the axis spaces them.
+        levels: of the places that are tried, in this order.
+        from_zero: whether the y axis of a half-height plot starts there.
+
+    Returns:
+        Places as plotly calls them, such as "middle right".
+    """
+    width = max(float(np.ptp(x)), 1e-9)
+    height = max(float(y.max() if from_zero else np.ptp(y)), 1e-9)
+    line = 2 * _LINE if from_zero else _LINE
+    across, up = (x - x.min()) / width, (y - y.min()) / height
+    points = list(zip(across, up, strict=True))
+    taken = [
+        (px - _MARK_SHARE, px + _MARK_SHARE, py - 0.3 * line, py + 0.3 * line)
+        for px, py in points
+    ]
     places = []
-    for i in range(len(x)):
-        dx = ((x - x.iloc[i]) / width).to_numpy()
-        dy = ((y - y.iloc[i]).abs() / height).to_numpy()
-        close = (np.arange(len(x)) != i) & (dy < 0.1)
-        right = (close & (dx >= 0) & (dx < 0.2)).any()
-        left = (close & (dx <= 0) & (dx > -0.2)).any()
-        # The rightmost point has the edge of the plot beside it.
-        crowded = right or (dx.max() <= 0 and not left)
-        places.append("middle left" if crowded and not left else "middle right")
+    for i, (point, name) in enumerate(zip(points, names, strict=True)):
+        others = [box for j, box in enumerate(taken) if j != i]
+        boxes = {
+            f"{level} {side}": _box(*point, len(name), f"{level} {side}", line=line)
+            for level in levels
+            for side in ("right", "left")
+        }
+        place = min(boxes, key=lambda p: _num_clashes(boxes[p], others))
+        taken.append(boxes[place])
+        places.append(place)
     return places
+
+
+_Box = tuple[float, float, float, float]  # left, right, bottom, top
+
+
+def _box(x: float, y: float, num_letters: int, place: str, *, line: float) -> _Box:
+    """What a name covers at a place, in spans of the points."""
+    level, side = place.split()
+    bottom = y + {"top": 0.4, "middle": -0.5, "bottom": -1.4}[level] * line
+    far = _MARK_SHARE + num_letters * _LETTER_SHARE
+    left, right = (-_MARK_SHARE, far) if side == "right" else (-far, _MARK_SHARE)
+    return x + left, x + right, bottom, bottom + line
+
+
+def _num_clashes(box: _Box, others: Sequence[_Box]) -> int:
+    left, right, bottom, top = box
+    hits = sum(
+        left < o_right and o_left < right and bottom < o_top and o_bottom < top
+        for o_left, o_right, o_bottom, o_top in others
+    )
+    return hits + 2 * (left < -_EDGE or right > 1 + _EDGE)
 
 
 def glyph(symbol: str, color: str) -> str:

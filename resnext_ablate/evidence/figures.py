@@ -100,7 +100,12 @@ def _names_on_axis(data: PointsData) -> bool:
 
 
 def draw_points(
-    figure: go.Figure, data: PointsData, *, offset: float, axis: str = "y"
+    figure: go.Figure,
+    data: PointsData,
+    *,
+    offset: float,
+    axis: str = "y",
+    from_zero: bool = False,
 ) -> None:
     """Means with intervals and names, single seeds left of them."""
     known = data.points.dropna(subset=["mean"])
@@ -122,6 +127,10 @@ def draw_points(
         )
     few = len(marks) <= style.MAX_LABELLED
     x = known["x"].map(math.log2) if data.log2_x else known["x"]
+    places = None
+    if few:
+        names = known["variant"].tolist()
+        places = name_places(x, known["mean"], names, from_zero=from_zero)
     draw_means(
         figure,
         known,
@@ -130,7 +139,7 @@ def draw_points(
         marks=marks,
         shown=descriptions(known),
         has_names=not _names_on_axis(data),
-        places=name_places(x, known["mean"]) if few else None,
+        places=places,
         error_y=bars(known, "mean") if few or len(data.seeds) else None,
         axis=axis,
     )

@@ -16,7 +16,13 @@ from resnext_ablate.evidence.charts_compare import (
     DifferencesData,
     PaperData,
 )
-from resnext_ablate.evidence.drawing import bars, draw_seeds, glyph, linked, run_names
+from resnext_ablate.evidence.drawing import (
+    bars,
+    draw_end_names,
+    draw_seeds,
+    linked,
+    run_names,
+)
 
 _LOG_TICKS = [digit * 10.0**power for power in range(-3, 3) for digit in (1, 2, 5)]
 
@@ -44,22 +50,12 @@ def curves_figure(data: CurvesData) -> go.Figure:
             else [0, high * 1.06],
             **({"tickvals": _LOG_TICKS} if log else {}),
         },
-        margin_r=84,
     )
     ends = [float(curve["val"].iloc[-1]) for curve in groups.values()]
     scaled = [math.log10(end) if log else end for end in ends]
     span = math.log10(high / low) if log else high
     heights = style.spread(scaled, gap=span * 0.058)
-    for variant, y in zip(groups, heights, strict=True):
-        mark = marks[variant]
-        figure.add_annotation(
-            text=f"{glyph(mark.symbol, mark.color)} {style.safe(variant)}",
-            x=1.015,
-            xref="paper",
-            y=y,
-            xanchor="left",
-            showarrow=False,
-        )
+    draw_end_names(figure, list(groups), heights=heights, marks=marks)
     return figure
 
 
@@ -233,16 +229,7 @@ def paper_figure(data: PaperData) -> go.Figure:
         _draw_slope(figure, row, mark=marks[row["variant"]], place=place)
     low, high = _known_range(rows, [0.0, *rows["paper"]])
     ends = style.spread(rows["ours"].tolist(), gap=0.06 * (high - low))
-    for variant, y in zip(rows["variant"], ends, strict=True):
-        figure.add_annotation(
-            text=f"{glyph(marks[variant].symbol, marks[variant].color)} "
-            f"{style.safe(variant)}",
-            x=1.015,
-            xref="paper",
-            y=y,
-            xanchor="left",
-            showarrow=False,
-        )
+    draw_end_names(figure, rows["variant"].tolist(), heights=ends, marks=marks)
     figure.update_layout(
         xaxis={
             "range": [-0.12, 1.16],
@@ -255,7 +242,6 @@ def paper_figure(data: PaperData) -> go.Figure:
             "title": {"text": "difference from own reference (points)"},
             "range": [low, high],
         },
-        margin_r=84,
     )
     return figure
 

@@ -26,8 +26,8 @@ def costs_figure(data: CostsData) -> go.Figure:
     """Time above, activations below, on one axis of FLOPs."""
     figure = style.new_figure(data.title, height=520)
     x_axis, offset = x_axis_of(data.time)
-    draw_points(figure, data.time, offset=offset)
-    draw_points(figure, data.activations, offset=offset, axis="y2")
+    draw_points(figure, data.time, offset=offset, from_zero=True)
+    draw_points(figure, data.activations, offset=offset, axis="y2", from_zero=True)
     figure.update_layout(
         xaxis={**x_axis, "anchor": "y2", "title": {"text": data.time.x_title}},
         yaxis={
@@ -70,7 +70,13 @@ def pareto_figure(data: ParetoData) -> go.Figure:
             shown="%{y:.4~g} %, %{x:.4~g} ms",
             opacities=_opacities(data.seeds, solid=0.6),
         )
-    places = name_places(points["x"], points["mean"]) if few else []
+    places = None
+    if few:
+        names = points["variant"].tolist()
+        # Above or below, clear of the front's line.
+        places = name_places(
+            points["x"], points["mean"], names, levels=("top", "bottom")
+        )
     draw_means(
         figure,
         points,
@@ -79,8 +85,7 @@ def pareto_figure(data: ParetoData) -> go.Figure:
         marks=marks,
         shown=descriptions(points),
         more_shown="<br>%{x:.4~g} ms per image",
-        # Above the point, clear of the front's line.
-        places=[place.replace("middle", "top") for place in places],
+        places=places,
         error_y=bars(points, "mean") if few else None,
         opacities=_opacities(points, solid=1.0),
     )
