@@ -87,8 +87,9 @@ ROOMS: dict[str, set[str]] = {
         "tables",
     },
     # compute
-    "loops": set(),
-    "fused": {"loops"},
+    "lanes": set(),
+    "loops": {"lanes"},
+    "fused": {"lanes", "loops"},
     "layers": {"fused"},
     "residual": {"fused", "layers"},
     "blocks": {"layers", "residual"},
@@ -525,8 +526,8 @@ ROOMS: dict[str, set[str]] = {
 
 # Who alone may use a library that is heavy or that one room is to hide.
 KEEPERS = {
-    "numba": {"loops"},
-    "llvmlite": {"loops"},
+    "numba": {"lanes", "loops"},
+    "llvmlite": {"lanes"},
     "optuna_dashboard": {"trials"},
     "wandb": {"sinks"},
     "mlflow": {"sinks"},

@@ -228,6 +228,22 @@ def test_evaluation_is_torchs() -> None:
     assert results[0].equal(results[1])
 
 
+@pytest.mark.parametrize("side", [1, 4, 7])
+def test_pooling_as_a_sum_is_the_mean(side: int) -> None:
+    """Values and gradients are those of torch's average pooling, for any side."""
+    results = []
+    for kernels in ("torch", "fused"):
+        pool = layers.GlobalAvgPool2d()
+        pool.kernels = kernels  # type: ignore[assignment]
+        features = _randn(3, 5, side, side).requires_grad_()
+        out = pool(features)
+        assert out.shape == (3, 5, 1, 1)
+        (grad,) = torch.autograd.grad(out, features, _randn(3, 5, 1, 1, seed=1))
+        results.append((out.detach(), grad))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
 # Whole nets.
 
 

@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from resnext_ablate.compute import loops
+from resnext_ablate.compute.lanes import WIDE
 from resnext_ablate.compute.loops import Activations, PerChannel
-
-_ROW_LENGTH = 256
-"""Pixels of narrow layers are lined up to rows of about this many values."""
 
 
 def norm_relu(features: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -111,7 +109,7 @@ def relu_forward(features: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, PerCha
     rows = _rows(features)
     normed = _normalise(rows, norm)
     out = torch.empty_like(features)
-    loops.relu(rows, normed[2], normed[3], _rows(out))
+    loops.relu(rows, normed, _rows(out))
     return out, normed
 
 
@@ -119,13 +117,12 @@ def relu_backward(
     grad: Tensor, features: Tensor, normed: PerChannel
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Gradients of the features, and of the norm's weight and bias."""
-    mean, _, scale, offset = normed
-    terms = (_rows(dense(grad)), _rows(features), scale, offset)
-    sums, products = np.zeros((2, len(mean)))
-    loops.relu_sums(*terms, mean, sums, products)
-    grads = loops.gradients(normed, sums, products, features.numel() // len(mean))
+    rows, grad_rows = _rows(features), _rows(dense(grad))
+    sums, products = loops.relu_sums(grad_rows, rows, normed)
+    count = features.numel() // len(sums)
+    grads = loops.gradients(normed, sums, products, count)
     out = torch.empty_like(features)
-    loops.relu_backward(*terms, grads[2], grads[3], _rows(out))
+    loops.relu_backward(grad_rows, rows, normed, grads, _rows(out))
     return out, _affine(grads)
 
 
@@ -142,8 +139,7 @@ def sum_forward(
         _normalise(skip_rows, skip_norm) if skip_norm else _identity(norm.num_features)
     )
     out = torch.empty_like(features)
-    offset = own[3] + theirs[3]
-    loops.relu_of_sum(rows, own[2], skip_rows, theirs[2], offset, _rows(out))
+    loops.relu_of_sum(rows, own, skip_rows, theirs, _rows(out))
     return out, SummedNorms(own, theirs, skip_norm is not None)
 
 
@@ -152,11 +148,8 @@ def sum_backward(
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Gradients of features and skip, of weight and bias of the norm of each."""
     own, theirs = norms.own, norms.theirs
-    affine = (own[2], theirs[2], own[3] + theirs[3])
-    terms = (_rows(dense(grad)), _rows(features), _rows(skip), affine)
-    sums, products, skip_products = np.zeros((3, own.shape[1]))
-    means = (own[0], theirs[0])
-    loops.relu_of_sum_sums(*terms, means, sums, products, skip_products)
+    terms = (_rows(dense(grad)), _rows(features), _rows(skip))
+    sums, products, skip_products = loops.relu_of_sum_sums(*terms, own, theirs)
     count = features.numel() // len(sums)
     own_grads = loops.gradients(own, sums, products, count)
     # An identity passes its gradient on as it is.
@@ -166,9 +159,8 @@ def sum_backward(
         else np.zeros_like(own_grads)
     )
     out, skip_out = torch.empty_like(features), torch.empty_like(features)
-    slopes, levels = (own_grads[2], their_grads[2]), (own_grads[3], their_grads[3])
-    outs = (_rows(out), _rows(skip_out))
-    loops.relu_of_sum_backward(*terms, slopes, levels, *outs)
+    grads, outs = (own_grads, their_grads), (_rows(out), _rows(skip_out))
+    loops.relu_of_sum_backward(*terms, (own, theirs), grads, *outs)
     skip_affine = _affine(their_grads) if norms.is_skip_normed else ()
     return out, skip_out, _affine(own_grads), skip_affine
 
@@ -230,11 +222,14 @@ def _affine(grads: PerChannel) -> tuple[Tensor, Tensor]:
 
 
 def _rows(features: Tensor) -> Activations:
-    """Dense (N, C, H, W) as rows of whole pixels, without a copy."""
+    """Dense (N, C, H, W) as rows of whole pixels, without a copy.
+
+    Pixels are lined up until a row is as long as some vectors.
+    """
     channels = features.shape[1]
     num_pixels = features.numel() // channels
     lined_up = 1
-    while 2 * lined_up * channels <= _ROW_LENGTH and num_pixels % (2 * lined_up) == 0:
+    while lined_up * channels % WIDE and num_pixels % (2 * lined_up) == 0:
         lined_up *= 2
     rows = features.detach().permute(0, 2, 3, 1).view(-1, lined_up * channels)
     bits = rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows

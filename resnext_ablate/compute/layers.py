@@ -105,6 +105,26 @@ class BatchNorm2d(nn.BatchNorm2d):
         return fused.norm_sum_relu(features, self, skip, skip_norm)
 
 
+class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
+    """The mean over all pixels, as torch's.
+
+    Attributes:
+        kernels: `fused` takes a sum, whose gradient is nothing to compute on a CPU.
+    """
+
+    kernels: Kernels = "torch"
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Float (N, C, H, W) -> (N, C, 1, 1)."""
+        if self.kernels == "torch":
+            return super().forward(features)
+        num_pixels = features.shape[2] * features.shape[3]
+        return features.sum((2, 3), keepdim=True) / num_pixels
+
+
 class Head(nn.Linear):
     """A linear layer as torch's, or one for each of several nets side by side.
 
@@ -190,14 +210,14 @@ def settle(
     Args:
         model: a net of `model.build`.
         layout: of its spec at the size of the images.
-        kernels: of every batch norm.
+        kernels: of every batch norm and of the pooling.
         forms: by `conv_key`; convolutions without one stay plain.
 
     Raises:
         InputError: a form is none of that shape.
     """
     for module in model.modules():
-        if isinstance(module, BatchNorm2d):
+        if isinstance(module, BatchNorm2d | GlobalAvgPool2d):
             module.kernels = kernels
     for conv in layout.convs:
         place = None if conv.in_branches else model.get_submodule(conv.path)

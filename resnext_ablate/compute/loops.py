@@ -6,8 +6,11 @@ these loops three forward and four backward, and Numba compiles them without a c
 on the machine.
 
 Activations are (R, L): uint16 that holds the bits of bfloat16, or float32. A row is one
-or more pixels with all their channels, so that L is a multiple of the C channels. All
-sums are taken in float32 over 64 rows and in float64 over those.
+or more pixels with all their channels, so that L is a multiple of the C channels. What
+is per channel is (K, C), as `normalise` and `gradients` return it. All sums are taken
+in float32 over 64 rows and in float64 over those. Each loop goes over 64 rows, over
+columns as wide as a vector, and over the rows again; what is left of a row is taken
+value by value.
 """
 
 from __future__ import annotations
@@ -17,23 +20,31 @@ from typing import Any
 import numba
 import numpy as np
 import numpy.typing as npt
-from llvmlite import ir
-from numba.core import cgutils
-from numba.extending import intrinsic
+
+from resnext_ablate.compute.lanes import (
+    WIDE,
+    add_to,
+    first_of,
+    load,
+    prefetch,
+    store,
+    where_positive,
+    zeros,
+)
 
 Activations = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 PerChannel = npt.NDArray[np.float32]
+Sums = npt.NDArray[np.float64]
 
 _ROWS = 64
 _ROWS_AHEAD = 16
-_LINE = 32
-"""Values of bfloat16 in a line of the cache."""
-_ZERO = np.float32(0)
-_INT16, _INT32, _FLOAT = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
 
 def _compiled(function: Any) -> Any:
-    """Compiled at its first call, and kept on disk where a folder can be written."""
+    """Compiled at its first call, and kept on disk where a folder can be written.
+
+    Numba compiles anew when this file changes, not when `lanes` does.
+    """
     # Only a multiplication and an addition may become one: NaN must come out as NaN.
     options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
     try:
@@ -42,102 +53,88 @@ def _compiled(function: Any) -> Any:
         return numba.njit(function, nogil=True, **options)
 
 
-@intrinsic
-def _widen(context: Any, stored: Any) -> Any:
-    """A stored activation as float32."""
-
-    def generate(_: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if stored == numba.float32:
-            return values[0]
-        bits = builder.zext(values[0], _INT32)
-        return builder.bitcast(builder.shl(bits, ir.Constant(_INT32, 16)), _FLOAT)
-
-    return numba.float32(stored), generate
+def _part(function: Any) -> Any:
+    """Compiled along with what calls it."""
+    return numba.njit(function, nogil=True, fastmath={"contract"})
 
 
-@intrinsic
-def _narrow(context: Any, value: Any, stored: Any) -> Any:
-    """A float32 in the type of a stored one: to nearest, ties to even."""
+def _over_columns(function: Any) -> Any:
+    """Makes a loop over some rows and columns go over all, given shape and arguments.
 
-    def generate(_: Any, builder: Any, signature: Any, values: Any) -> Any:
-        if stored == numba.float32:
-            return values[0]
-        bits = builder.bitcast(values[0], _INT32)
-        sixteen, one = ir.Constant(_INT32, 16), ir.Constant(_INT32, 1)
-        is_odd = builder.and_(builder.lshr(bits, sixteen), one)
-        half = builder.add(is_odd, ir.Constant(_INT32, 0x7FFF))
-        return builder.trunc(builder.lshr(builder.add(bits, half), sixteen), _INT16)
+    It takes the first and the last row, the first column, and zeros, as many as there
+    are columns, before the arguments.
+    """
+    columns = _part(function)
 
-    return stored(value, stored), generate
+    @_part
+    def over(shape: tuple[int, int], arguments: Any) -> None:
+        rows, length = shape
+        wide = length - length % WIDE
+        for first in range(0, rows, _ROWS):
+            last = min(rows, first + _ROWS)
+            for j in range(0, wide, WIDE):
+                columns(first, last, j, zeros(WIDE), *arguments)
+            for j in range(wide, length):
+                columns(first, last, j, zeros(1), *arguments)
 
-
-@intrinsic
-def _prefetch_value(context: Any, array: Any, i: Any, j: Any) -> Any:
-    """Asks for a value that will be read soon; one past the end does no harm."""
-
-    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
-        held = target.make_array(array)(target, builder, values[0])
-        place = cgutils.get_item_pointer(target, builder, array, held, values[1:])
-        place = builder.bitcast(place, ir.IntType(8).as_pointer())
-        kind = ir.FunctionType(ir.VoidType(), [place.type, _INT32, _INT32, _INT32])
-        name = "llvm.prefetch.p0"
-        function = cgutils.get_or_insert_function(builder.module, kind, name)
-        # For reading, into the nearest cache, as data.
-        reading, nearest, data = (ir.Constant(_INT32, n) for n in (0, 3, 1))
-        builder.call(function, [place, reading, nearest, data])
-        return target.get_dummy_value()
-
-    return numba.void(array, numba.intp, numba.intp), generate
+    return over
 
 
-@_compiled
-def _prefetch(array: Activations, row: int) -> None:
-    """Some processors fetch nothing ahead on their own: half the time of a reading."""
-    for j in range(0, array.shape[1], _LINE):
-        _prefetch_value(array, row + _ROWS_AHEAD, j)
-
-
-@_compiled
+@_part
 def _tiled(per_channel: PerChannel, length: int) -> PerChannel:
-    out = np.empty(length, np.float32)
-    for j in range(length):
-        out[j] = per_channel[j % len(per_channel)]
+    """(K, C) -> (K, L)."""
+    kinds, num_channels = per_channel.shape
+    out = np.empty((kinds, length), np.float32)
+    for pixel in range(0, length, num_channels):
+        out[:, pixel : pixel + num_channels] = per_channel
     return out
 
 
-@_compiled
-def _add_by_channel(sums: npt.NDArray[np.float64], part: PerChannel) -> None:
-    for j in range(len(part)):
-        sums[j % len(sums)] += part[j]
+@_part
+def _by_channel(by_column: Sums, num_channels: int) -> Sums:
+    """(K, L) -> (K, C)."""
+    sums = np.zeros((len(by_column), num_channels))
+    for pixel in range(0, by_column.shape[1], num_channels):
+        sums += by_column[:, pixel : pixel + num_channels]
+    return sums
 
 
-@_compiled
+@_over_columns
+def _add_moments(
+    first: int,
+    last: int,
+    j: int,
+    nothing: Any,
+    y: Activations,
+    origin: PerChannel,
+    sums: Sums,
+) -> None:
+    around, total, total_squares = load(origin, (0, j), nothing), nothing, nothing
+    for i in range(first, last):
+        prefetch(y, (i + _ROWS_AHEAD, j))
+        value = load(y, (i, j), nothing) - around
+        total = total + value
+        total_squares = total_squares + value * value
+    add_to(sums, (0, j), total)
+    add_to(sums, (1, j), total_squares)
+
+
+@_part
 def _moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
     """Writes mean and biased variance of each channel."""
-    rows, length = y.shape
-    num_channels = len(mean)
+    length, num_channels = y.shape[1], len(mean)
     # Around a pixel's values, so that a large mean costs no digits of the variance.
-    origin = np.empty(length, np.float32)
-    for j in range(length):
-        origin[j] = _widen(y[0, j % num_channels])
-    sums, squares = np.zeros(num_channels), np.zeros(num_channels)
-    part, part_squares = np.empty(length, np.float32), np.empty(length, np.float32)
-    for first in range(0, rows, _ROWS):
-        part[:] = 0
-        part_squares[:] = 0
-        for i in range(first, min(rows, first + _ROWS)):
-            _prefetch(y, i)
-            for j in range(length):
-                value = _widen(y[i, j]) - origin[j]
-                part[j] += value
-                part_squares[j] += value * value
-        _add_by_channel(sums, part)
-        _add_by_channel(squares, part_squares)
+    origin = np.empty((1, num_channels), np.float32)
+    for c in range(num_channels):
+        origin[0, c] = first_of(load(y, (0, c), zeros(1)))
+    by_column = np.zeros((2, length))
+    _add_moments(y.shape, (y, _tiled(origin, length), by_column))
+    sums = _by_channel(by_column, num_channels)
     count = y.size // num_channels
     for c in range(num_channels):
-        shift = sums[c] / count
-        mean[c] = origin[c] + shift
-        variance[c] = squares[c] / count - shift * shift
+        shift = sums[0, c] / count
+        mean[c] = origin[0, c] + shift
+        variance[c] = sums[1, c] / count - shift * shift
 
 
 @_compiled
@@ -172,12 +169,7 @@ def normalise(
 
 
 @_compiled
-def gradients(
-    normed: PerChannel,
-    sums: npt.NDArray[np.float64],
-    products: npt.NDArray[np.float64],
-    count: int,
-) -> PerChannel:
+def gradients(normed: PerChannel, sums: Sums, products: Sums, count: int) -> PerChannel:
     """Of a batch norm, from sums over the batch of g and of g (y - mean).
 
     Args:
@@ -200,91 +192,168 @@ def gradients(
     return out
 
 
-@_compiled
-def relu(
-    y: Activations, scale: PerChannel, offset: PerChannel, out: Activations
+@_over_columns
+def _relu(
+    first: int,
+    last: int,
+    j: int,
+    nothing: Any,
+    y: Activations,
+    normed: PerChannel,
+    out: Activations,
 ) -> None:
-    """out = relu(scale y + offset)."""
-    rows, length = y.shape
-    scale, offset = _tiled(scale, length), _tiled(offset, length)
-    for i in range(rows):
-        for j in range(length):
-            value = scale[j] * _widen(y[i, j]) + offset[j]
-            out[i, j] = _narrow(_ZERO if value < _ZERO else value, y[i, j])
+    scale, offset = load(normed, (2, j), nothing), load(normed, (3, j), nothing)
+    for i in range(first, last):
+        prefetch(y, (i + _ROWS_AHEAD, j))
+        value = scale * load(y, (i, j), nothing) + offset
+        store(out, (i, j), where_positive(value, value))
+
+
+@_compiled
+def relu(y: Activations, normed: PerChannel, out: Activations) -> None:
+    """out = relu(scale y + offset), by what `normalise` returns."""
+    _relu(y.shape, (y, _tiled(normed, y.shape[1]), out))
+
+
+@_over_columns
+def _relu_of_sum(
+    first: int,
+    last: int,
+    j: int,
+    nothing: Any,
+    y: Activations,
+    own: PerChannel,
+    z: Activations,
+    theirs: PerChannel,
+    out: Activations,
+) -> None:
+    scale, z_scale = load(own, (2, j), nothing), load(theirs, (2, j), nothing)
+    offset = load(own, (3, j), nothing) + load(theirs, (3, j), nothing)
+    for i in range(first, last):
+        prefetch(y, (i + _ROWS_AHEAD, j))
+        prefetch(z, (i + _ROWS_AHEAD, j))
+        value = scale * load(y, (i, j), nothing) + offset
+        value = z_scale * load(z, (i, j), nothing) + value
+        store(out, (i, j), where_positive(value, value))
 
 
 @_compiled
 def relu_of_sum(
     y: Activations,
-    scale: PerChannel,
+    own: PerChannel,
     z: Activations,
-    z_scale: PerChannel,
-    offset: PerChannel,
+    theirs: PerChannel,
     out: Activations,
 ) -> None:
-    """out = relu(scale y + z_scale z + offset)."""
-    rows, length = y.shape
-    scale, offset = _tiled(scale, length), _tiled(offset, length)
-    z_scale = _tiled(z_scale, length)
-    for i in range(rows):
-        for j in range(length):
-            value = scale[j] * _widen(y[i, j]) + offset[j]
-            value = z_scale[j] * _widen(z[i, j]) + value
-            out[i, j] = _narrow(_ZERO if value < _ZERO else value, y[i, j])
+    """out = relu(scale y + offset + z_scale z + z_offset)."""
+    length = y.shape[1]
+    _relu_of_sum(y.shape, (y, _tiled(own, length), z, _tiled(theirs, length), out))
+
+
+@_over_columns
+def _add_relu_sums(
+    first: int,
+    last: int,
+    j: int,
+    nothing: Any,
+    grad: Activations,
+    y: Activations,
+    normed: PerChannel,
+    sums: Sums,
+) -> None:
+    mean, scale = load(normed, (0, j), nothing), load(normed, (2, j), nothing)
+    offset, total, products = load(normed, (3, j), nothing), nothing, nothing
+    for i in range(first, last):
+        prefetch(y, (i + _ROWS_AHEAD, j))
+        prefetch(grad, (i + _ROWS_AHEAD, j))
+        value = load(y, (i, j), nothing)
+        passed = where_positive(scale * value + offset, load(grad, (i, j), nothing))
+        total = total + passed
+        products = products + passed * (value - mean)
+    add_to(sums, (0, j), total)
+    add_to(sums, (1, j), products)
 
 
 @_compiled
-def relu_sums(
+def relu_sums(grad: Activations, y: Activations, normed: PerChannel) -> Sums:
+    """(2, C): sums by channel, behind the ReLU, of grad and of grad (y - mean)."""
+    length = y.shape[1]
+    sums = np.zeros((2, length))
+    _add_relu_sums(y.shape, (grad, y, _tiled(normed, length), sums))
+    by_channel: Sums = _by_channel(sums, normed.shape[1])
+    return by_channel
+
+
+@_over_columns
+def _relu_backward(
+    first: int,
+    last: int,
+    j: int,
+    nothing: Any,
     grad: Activations,
     y: Activations,
-    scale: PerChannel,
-    offset: PerChannel,
-    mean: PerChannel,
-    sums: npt.NDArray[np.float64],
-    products: npt.NDArray[np.float64],
+    normed: PerChannel,
+    grads: PerChannel,
+    out: Activations,
 ) -> None:
-    """Adds up, behind the ReLU of `relu`, grad and grad (y - mean) by channel."""
-    rows, length = y.shape
-    scale, offset = _tiled(scale, length), _tiled(offset, length)
-    mean = _tiled(mean, length)
-    part, part_products = np.empty(length, np.float32), np.empty(length, np.float32)
-    for first in range(0, rows, _ROWS):
-        part[:] = 0
-        part_products[:] = 0
-        for i in range(first, min(rows, first + _ROWS)):
-            _prefetch(y, i)
-            _prefetch(grad, i)
-            for j in range(length):
-                value = _widen(y[i, j])
-                passed = _widen(grad[i, j])
-                passed = _ZERO if scale[j] * value + offset[j] <= _ZERO else passed
-                part[j] += passed
-                part_products[j] += passed * (value - mean[j])
-        _add_by_channel(sums, part)
-        _add_by_channel(products, part_products)
+    scale, offset = load(normed, (2, j), nothing), load(normed, (3, j), nothing)
+    slope, level = load(grads, (2, j), nothing), load(grads, (3, j), nothing)
+    for i in range(first, last):
+        prefetch(y, (i + _ROWS_AHEAD, j))
+        prefetch(grad, (i + _ROWS_AHEAD, j))
+        value = load(y, (i, j), nothing)
+        passed = where_positive(scale * value + offset, load(grad, (i, j), nothing))
+        store(out, (i, j), scale * passed + (slope * value + level))
 
 
 @_compiled
 def relu_backward(
     grad: Activations,
     y: Activations,
-    scale: PerChannel,
-    offset: PerChannel,
-    slope: PerChannel,
-    level: PerChannel,
+    normed: PerChannel,
+    grads: PerChannel,
     out: Activations,
 ) -> None:
-    """out = scale grad + slope y + level, with grad behind the ReLU of `relu`."""
-    rows, length = y.shape
-    scale, offset = _tiled(scale, length), _tiled(offset, length)
-    slope, level = _tiled(slope, length), _tiled(level, length)
-    for i in range(rows):
-        for j in range(length):
-            value = _widen(y[i, j])
-            passed = _widen(grad[i, j])
-            passed = _ZERO if scale[j] * value + offset[j] <= _ZERO else passed
-            value = scale[j] * passed + (slope[j] * value + level[j])
-            out[i, j] = _narrow(value, y[i, j])
+    """out = scale grad + slope y + level, with grad behind the ReLU of `relu`.
+
+    Args:
+        grads: as `gradients` returns.
+    """
+    length = y.shape[1]
+    lines = (_tiled(normed, length), _tiled(grads, length))
+    _relu_backward(y.shape, (grad, y, *lines, out))
+
+
+@_over_columns
+def _add_relu_of_sum_sums(
+    first: int,
+    last: int,
+    j: int,
+    nothing: Any,
+    grad: Activations,
+    y: Activations,
+    z: Activations,
+    own: PerChannel,
+    theirs: PerChannel,
+    sums: Sums,
+) -> None:
+    mean, z_mean = load(own, (0, j), nothing), load(theirs, (0, j), nothing)
+    scale, z_scale = load(own, (2, j), nothing), load(theirs, (2, j), nothing)
+    offset = load(own, (3, j), nothing) + load(theirs, (3, j), nothing)
+    total, products, z_products = nothing, nothing, nothing
+    for i in range(first, last):
+        prefetch(grad, (i + _ROWS_AHEAD, j))
+        prefetch(y, (i + _ROWS_AHEAD, j))
+        prefetch(z, (i + _ROWS_AHEAD, j))
+        value, z_value = load(y, (i, j), nothing), load(z, (i, j), nothing)
+        before = z_scale * z_value + (scale * value + offset)
+        passed = where_positive(before, load(grad, (i, j), nothing))
+        total = total + passed
+        products = products + passed * (value - mean)
+        z_products = z_products + passed * (z_value - z_mean)
+    add_to(sums, (0, j), total)
+    add_to(sums, (1, j), products)
+    add_to(sums, (2, j), z_products)
 
 
 @_compiled
@@ -292,38 +361,46 @@ def relu_of_sum_sums(
     grad: Activations,
     y: Activations,
     z: Activations,
-    affine: tuple[PerChannel, PerChannel, PerChannel],
-    means: tuple[PerChannel, PerChannel],
-    sums: npt.NDArray[np.float64],
-    products: npt.NDArray[np.float64],
-    z_products: npt.NDArray[np.float64],
+    own: PerChannel,
+    theirs: PerChannel,
+) -> Sums:
+    """(3, C): as `relu_sums`, with the products of both terms."""
+    length = y.shape[1]
+    sums = np.zeros((3, length))
+    lines = (_tiled(own, length), _tiled(theirs, length))
+    _add_relu_of_sum_sums(y.shape, (grad, y, z, *lines, sums))
+    by_channel: Sums = _by_channel(sums, own.shape[1])
+    return by_channel
+
+
+@_over_columns
+def _relu_of_sum_backward(
+    first: int,
+    last: int,
+    j: int,
+    nothing: Any,
+    grad: Activations,
+    y: Activations,
+    z: Activations,
+    normed: tuple[PerChannel, PerChannel],
+    grads: tuple[PerChannel, PerChannel],
+    y_grad: Activations,
+    z_grad: Activations,
 ) -> None:
-    """As `relu_sums`, for both terms; affine is (scale, z_scale, offset)."""
-    rows, length = y.shape
-    scale, z_scale = _tiled(affine[0], length), _tiled(affine[1], length)
-    offset = _tiled(affine[2], length)
-    mean, z_mean = _tiled(means[0], length), _tiled(means[1], length)
-    part, part_products = np.empty(length, np.float32), np.empty(length, np.float32)
-    part_z = np.empty(length, np.float32)
-    for first in range(0, rows, _ROWS):
-        part[:] = 0
-        part_products[:] = 0
-        part_z[:] = 0
-        for i in range(first, min(rows, first + _ROWS)):
-            _prefetch(grad, i)
-            _prefetch(y, i)
-            _prefetch(z, i)
-            for j in range(length):
-                y_value, z_value = _widen(y[i, j]), _widen(z[i, j])
-                passed = _widen(grad[i, j])
-                value = z_scale[j] * z_value + (scale[j] * y_value + offset[j])
-                passed = _ZERO if value <= _ZERO else passed
-                part[j] += passed
-                part_products[j] += passed * (y_value - mean[j])
-                part_z[j] += passed * (z_value - z_mean[j])
-        _add_by_channel(sums, part)
-        _add_by_channel(products, part_products)
-        _add_by_channel(z_products, part_z)
+    own, theirs = normed
+    scale, z_scale = load(own, (2, j), nothing), load(theirs, (2, j), nothing)
+    offset = load(own, (3, j), nothing) + load(theirs, (3, j), nothing)
+    slope, z_slope = load(grads[0], (2, j), nothing), load(grads[1], (2, j), nothing)
+    level, z_level = load(grads[0], (3, j), nothing), load(grads[1], (3, j), nothing)
+    for i in range(first, last):
+        prefetch(grad, (i + _ROWS_AHEAD, j))
+        prefetch(y, (i + _ROWS_AHEAD, j))
+        prefetch(z, (i + _ROWS_AHEAD, j))
+        value, z_value = load(y, (i, j), nothing), load(z, (i, j), nothing)
+        before = z_scale * z_value + (scale * value + offset)
+        passed = where_positive(before, load(grad, (i, j), nothing))
+        store(y_grad, (i, j), scale * passed + (slope * value + level))
+        store(z_grad, (i, j), z_scale * passed + (z_slope * z_value + z_level))
 
 
 @_compiled
@@ -331,35 +408,28 @@ def relu_of_sum_backward(
     grad: Activations,
     y: Activations,
     z: Activations,
-    affine: tuple[PerChannel, PerChannel, PerChannel],
-    slopes: tuple[PerChannel, PerChannel],
-    levels: tuple[PerChannel, PerChannel],
+    normed: tuple[PerChannel, PerChannel],
+    grads: tuple[PerChannel, PerChannel],
     y_grad: Activations,
     z_grad: Activations,
 ) -> None:
-    """As `relu_backward`, for both terms; affine is (scale, z_scale, offset)."""
-    rows, length = y.shape
-    scale, z_scale = _tiled(affine[0], length), _tiled(affine[1], length)
-    offset = _tiled(affine[2], length)
-    slope, z_slope = _tiled(slopes[0], length), _tiled(slopes[1], length)
-    level, z_level = _tiled(levels[0], length), _tiled(levels[1], length)
-    for i in range(rows):
-        for j in range(length):
-            y_value, z_value = _widen(y[i, j]), _widen(z[i, j])
-            passed = _widen(grad[i, j])
-            value = z_scale[j] * z_value + (scale[j] * y_value + offset[j])
-            passed = _ZERO if value <= _ZERO else passed
-            value = scale[j] * passed + (slope[j] * y_value + level[j])
-            y_grad[i, j] = _narrow(value, y[i, j])
-            value = z_scale[j] * passed + (z_slope[j] * z_value + z_level[j])
-            z_grad[i, j] = _narrow(value, y[i, j])
+    """As `relu_backward`, for both terms."""
+    length = y.shape[1]
+    normed = (_tiled(normed[0], length), _tiled(normed[1], length))
+    grads = (_tiled(grads[0], length), _tiled(grads[1], length))
+    _relu_of_sum_backward(y.shape, (grad, y, z, normed, grads, y_grad, z_grad))
+
+
+@_over_columns
+def _add(
+    first: int, last: int, j: int, nothing: Any, total: Activations, part: Activations
+) -> None:
+    for i in range(first, last):
+        value = load(total, (i, j), nothing) + load(part, (i, j), nothing)
+        store(total, (i, j), value)
 
 
 @_compiled
 def add(total: Activations, part: Activations) -> None:
     """total += part."""
-    rows, length = total.shape
-    for i in range(rows):
-        for j in range(length):
-            value = _widen(total[i, j]) + _widen(part[i, j])
-            total[i, j] = _narrow(value, total[i, j])
+    _add(total.shape, (total, part))

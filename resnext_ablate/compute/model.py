@@ -22,7 +22,7 @@ from resnext_ablate.architecture.names import parse_spec
 from resnext_ablate.architecture.shapes import BlockForm, Conv, Layout, Norm
 from resnext_ablate.architecture.spec import InputError, ResNeXtSpec
 from resnext_ablate.compute.blocks import ResidualBlock, convolution, norm
-from resnext_ablate.compute.layers import Head, folded
+from resnext_ablate.compute.layers import GlobalAvgPool2d, Head, folded
 
 
 class ResNeXt(nn.Module):
@@ -47,7 +47,7 @@ class ResNeXt(nn.Module):
             self.add_module(f"layer{stage}", nn.Sequential(*map(ResidualBlock, blocks)))
         # Pre-activation blocks leave the last sum without batch norm and ReLU.
         self.norm = None if layout.last_norm is None else norm(layout.last_norm)
-        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.avgpool = GlobalAvgPool2d()
         self.fc = Head(layout.head.in_features, layout.head.out_features, copies=copies)
 
     def forward(self, images: Tensor) -> Tensor:

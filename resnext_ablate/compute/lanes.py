@@ -1,0 +1,214 @@
+"""Several float32 values at once, in the vector registers of a CPU, for compiled loops.
+
+Left to itself, LLVM keeps no running sums of several columns in registers: it reads and
+writes them at every row. Here a loop says what it holds. The vectors are LLVM's own,
+which it maps to whatever registers the CPU has.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.core.extending import models, overload, register_model
+from numba.extending import intrinsic
+
+WIDE = 32
+"""Lanes of a vector: a line of the cache in bfloat16."""
+
+_INT16, _INT32 = ir.IntType(16), ir.IntType(32)
+_FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
+_ROUNDS = bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
+"""Whether the CPU rounds to bfloat16 itself."""
+
+
+class Lanes(types.Type):
+    """Numba's type of so many float32 side by side."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(name=f"Lanes({width})")
+        self.width = width
+
+
+@register_model(Lanes)
+class _LanesModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, lanes: Lanes) -> None:
+        super().__init__(manager, lanes, ir.VectorType(_FLOAT, lanes.width))
+
+
+class _BFloat(ir.Type):
+    """bfloat16, which llvmlite does not name."""
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat)
+
+
+@intrinsic(prefer_literal=True)
+def zeros(context: Any, width: Any) -> Any:
+    """So many zeros; the width must be known to the compiler."""
+    lanes = Lanes(width.literal_value)
+
+    def generate(_: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return _constant(_FLOAT, 0.0, lanes)
+
+    return lanes(width), generate
+
+
+@intrinsic
+def load(context: Any, array: Any, place: Any, lanes: Any) -> Any:
+    """The values from a place on, as float32.
+
+    Args:
+        array: float32, or uint16 that holds the bits of bfloat16.
+        place: of the first of them, as a tuple.
+        lanes: of as many values.
+    """
+    is_bfloat = array.dtype == types.uint16
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        stored = _INT16 if is_bfloat else _FLOAT
+        pointer = _pointer(target, builder, signature, values, stored, lanes)
+        value = builder.load(pointer, align=2 if is_bfloat else 4)
+        if not is_bfloat:
+            return value
+        bits = builder.zext(value, ir.VectorType(_INT32, lanes.width))
+        bits = builder.shl(bits, _constant(_INT32, 16, lanes))
+        return builder.bitcast(bits, ir.VectorType(_FLOAT, lanes.width))
+
+    return lanes(array, place, lanes), generate
+
+
+@intrinsic
+def store(context: Any, array: Any, place: Any, value: Any) -> Any:
+    """Writes values from a place on: to nearest, ties to even."""
+    is_bfloat = array.dtype == types.uint16
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        stored = _INT16 if is_bfloat else _FLOAT
+        pointer = _pointer(target, builder, signature, values, stored, value)
+        given = _narrowed(builder, values[2], value) if is_bfloat else values[2]
+        builder.store(given, pointer, align=2 if is_bfloat else 4)
+        return target.get_dummy_value()
+
+    return types.void(array, place, value), generate
+
+
+@intrinsic
+def first_of(context: Any, value: Any) -> Any:
+    """The first value."""
+
+    def generate(_: Any, builder: Any, signature: Any, values: Any) -> Any:
+        return builder.extract_element(values[0], ir.Constant(_INT32, 0))
+
+    return types.float32(value), generate
+
+
+@intrinsic
+def add_to(context: Any, array: Any, place: Any, value: Any) -> Any:
+    """Adds values to those of a float64 array from a place on."""
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer = _pointer(target, builder, signature, values, _DOUBLE, value)
+        exact = builder.fpext(values[2], ir.VectorType(_DOUBLE, value.width))
+        total = builder.fadd(builder.load(pointer, align=8), exact)
+        builder.store(total, pointer, align=8)
+        return target.get_dummy_value()
+
+    return types.void(array, place, value), generate
+
+
+@intrinsic
+def where_positive(context: Any, condition: Any, value: Any) -> Any:
+    """Zero where the condition is zero or less, else (NaN too) the value."""
+
+    def generate(_: Any, builder: Any, signature: Any, values: Any) -> Any:
+        nothing = _constant(_FLOAT, 0.0, value)
+        is_off = builder.fcmp_ordered("<=", values[0], nothing)
+        return builder.select(is_off, nothing, values[1])
+
+    return value(condition, value), generate
+
+
+@intrinsic
+def prefetch(context: Any, array: Any, place: Any) -> Any:
+    """Asks for a value that will be read soon; one past the end does no harm."""
+
+    def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
+        pointer = _pointer(target, builder, signature, values, ir.IntType(8), Lanes(1))
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, _INT32, _INT32, _INT32])
+        function = cgutils.get_or_insert_function(
+            builder.module, kind, "llvm.prefetch.p0"
+        )
+        # For reading, into the nearest cache, as data.
+        reading, nearest, data = (ir.Constant(_INT32, n) for n in (0, 3, 1))
+        builder.call(function, [pointer, reading, nearest, data])
+        return target.get_dummy_value()
+
+    return types.void(array, place), generate
+
+
+def _arithmetic(operation: Callable[..., object], instruction: str) -> None:
+    """Makes an operator work on lanes."""
+
+    @intrinsic
+    def apply(context: Any, left: Any, right: Any) -> Any:
+        def generate(_: Any, builder: Any, signature: Any, values: Any) -> Any:
+            # Only a multiplication and an addition may become one.
+            return getattr(builder, instruction)(*values, flags=("contract",))
+
+        return left(left, right), generate
+
+    @overload(operation)
+    def choose(left: Any, right: Any) -> Any:
+        def implementation(left: Any, right: Any) -> Any:
+            return apply(left, right)
+
+        return implementation if isinstance(left, Lanes) and left == right else None
+
+
+_arithmetic(operator.add, "fadd")
+_arithmetic(operator.sub, "fsub")
+_arithmetic(operator.mul, "fmul")
+
+
+def _pointer(
+    target: Any,
+    builder: Any,
+    signature: Any,
+    values: Any,
+    stored: ir.Type,
+    lanes: Lanes,
+) -> Any:
+    """To so many stored values, from arguments that begin with array and place."""
+    array, place = signature.args[:2]
+    held = target.make_array(array)(target, builder, values[0])
+    indices = cgutils.unpack_tuple(builder, values[1], len(place))
+    first = cgutils.get_item_pointer(target, builder, array, held, indices)
+    return builder.bitcast(first, ir.VectorType(stored, lanes.width).as_pointer())
+
+
+def _constant(kind: ir.Type, value: float, lanes: Lanes) -> Any:
+    return ir.Constant(ir.VectorType(kind, lanes.width), [value] * lanes.width)
+
+
+def _narrowed(builder: Any, value: Any, lanes: Lanes) -> Any:
+    """The bits of bfloat16 nearest to float32."""
+    narrow = ir.VectorType(_INT16, lanes.width)
+    if _ROUNDS:
+        rounded = builder.fptrunc(value, ir.VectorType(_BFloat(), lanes.width))
+        return builder.bitcast(rounded, narrow)
+    bits = builder.bitcast(value, ir.VectorType(_INT32, lanes.width))
+    sixteen, one = (_constant(_INT32, n, lanes) for n in (16, 1))
+    is_odd = builder.and_(builder.lshr(bits, sixteen), one)
+    half = builder.add(is_odd, _constant(_INT32, 0x7FFF, lanes))
+    return builder.trunc(builder.lshr(builder.add(bits, half), sixteen), narrow)

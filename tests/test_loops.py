@@ -1,0 +1,151 @@
+"""Compiled loops over activations, against NumPy, whatever the length of a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from resnext_ablate.compute import lanes, loops
+
+CHANNELS = (1, 3, 22, 31, 32, 70)
+"""Rows shorter than a vector, of whole vectors, and with something left."""
+
+
+def _stored(values: npt.NDArray[np.float32], kind: str) -> loops.Activations:
+    """As float32, or as the bits of the nearest bfloat16."""
+    if kind == "fp32":
+        return values
+    bits: loops.Activations = (
+        torch.from_numpy(values).bfloat16().view(torch.uint16).numpy()
+    )
+    return bits
+
+
+def _values(stored: loops.Activations) -> npt.NDArray[np.float64]:
+    if stored.dtype == np.float32:
+        return stored.astype(np.float64)
+    exact: npt.NDArray[np.float64] = (
+        torch.from_numpy(stored).view(torch.bfloat16).double().numpy()
+    )
+    return exact
+
+
+def _close(ours: loops.Activations, theirs: npt.NDArray[np.float64]) -> None:
+    tolerance = 1e-5 if ours.dtype == np.float32 else 2**-8
+    np.testing.assert_allclose(_values(ours), theirs, rtol=tolerance, atol=tolerance)
+
+
+def _drawn(kind: str, *, rows: int, channels: int) -> list[loops.Activations]:
+    draw = np.random.default_rng(rows * channels)
+    size = (3, rows, channels)
+    return [_stored(one, kind) for one in draw.normal(size=size).astype(np.float32)]
+
+
+def _normed(y: loops.Activations) -> loops.PerChannel:
+    channels = y.shape[1]
+    weight = np.linspace(0.5, 1.5, channels, dtype=np.float32)
+    bias = np.linspace(-0.3, 0.3, channels, dtype=np.float32)
+    averages = np.zeros((2, channels), np.float32)
+    normed: loops.PerChannel = loops.normalise(y, weight, bias, *averages, 0.1, 1e-5)
+    np.testing.assert_allclose(averages[0], 0.1 * normed[0], rtol=1e-6)
+    return normed
+
+
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+@pytest.mark.parametrize("channels", CHANNELS)
+def test_every_column_counts_once(channels: int, kind: str) -> None:
+    """Statistics, outputs and gradients of 150 rows: twice 64 and a rest."""
+    y, z, grad = _drawn(kind, rows=150, channels=channels)
+    own, theirs = _normed(y), _normed(z)
+    y_values, z_values, g = _values(y), _values(z), _values(grad)
+    np.testing.assert_allclose(own[0], y_values.mean(axis=0), atol=1e-6)
+    std = np.sqrt(y_values.var(axis=0) + 1e-5)
+    np.testing.assert_allclose(own[1], 1 / std, rtol=1e-5)
+
+    out = np.empty_like(y)
+    loops.relu(y, own, out)
+    before = own[2] * y_values + own[3]
+    _close(out, before.clip(0))
+    passed = np.where(before > 0, g, 0)
+    sums = loops.relu_sums(grad, y, own)
+    expected = [passed.sum(axis=0), (passed * (y_values - own[0])).sum(axis=0)]
+    np.testing.assert_allclose(sums, expected, atol=1e-4)
+    lines = np.array([own[0], own[1], own[2], own[3] + 1], np.float32)
+    loops.relu_backward(grad, y, own, lines, out)
+    _close(out, own[2] * passed + lines[2] * y_values + lines[3])
+
+    loops.relu_of_sum(y, own, z, theirs, out)
+    before = before + theirs[2] * z_values + theirs[3]
+    _close(out, before.clip(0))
+    passed = np.where(before > 0, g, 0)
+    sums = loops.relu_of_sum_sums(grad, y, z, own, theirs)
+    expected = [passed.sum(axis=0)] + [
+        (passed * (values - normed[0])).sum(axis=0)
+        for values, normed in ((y_values, own), (z_values, theirs))
+    ]
+    np.testing.assert_allclose(sums, expected, atol=1e-4)
+    outs = (np.empty_like(y), np.empty_like(y))
+    loops.relu_of_sum_backward(grad, y, z, (own, theirs), (lines, theirs), *outs)
+    _close(outs[0], own[2] * passed + lines[2] * y_values + lines[3])
+    _close(outs[1], theirs[2] * passed + theirs[2] * z_values + theirs[3])
+
+    held = _values(out)
+    loops.add(out, z)
+    _close(out, held + z_values)
+
+
+@settings(deadline=None)
+@given(st.lists(st.floats(width=32, allow_subnormal=False), min_size=1, max_size=70))
+def test_bfloat16_is_rounded_as_torch_rounds_it(values: list[float]) -> None:
+    """To nearest, ties to even; infinities stay, and what is no number stays none."""
+    exact = np.array([values], np.float32)
+    ours = np.zeros(exact.shape, np.uint16)
+    one = np.array([[0], [1], [1], [0]], np.float32).repeat(len(values), axis=1)
+    loops.relu(exact, one, positive := np.empty_like(exact))
+    np.testing.assert_array_equal(positive, np.where(exact <= 0, 0, exact))
+    half = _stored(exact, "bf16")
+    loops.add(ours, half)
+    _equal_bits(ours, half)
+
+
+def _equal_bits(ours: loops.Activations, theirs: loops.Activations) -> None:
+    ours_values, their_values = _values(ours), _values(theirs)
+    np.testing.assert_array_equal(ours_values, their_values)
+
+
+def test_ties_go_to_even() -> None:
+    """1 + 2^-8 lies between two neighbours of bfloat16; so does 1 + 3 2^-8."""
+    total = _stored(np.array([[1.0, 1.0 + 2**-7]], np.float32), "bf16").copy()
+    part = _stored(np.array([[2**-8, 2**-8]], np.float32), "bf16")
+    loops.add(total, part)
+    assert _values(total).tolist() == [[1.0, 1.0 + 2**-6]]
+
+
+@pytest.mark.parametrize("has_instruction", [True, False])
+def test_rounding_without_the_cpus_help_is_the_same(
+    monkeypatch: pytest.MonkeyPatch, has_instruction: bool
+) -> None:
+    """A CPU without an instruction for it computes the same bits."""
+    if has_instruction and not lanes._ROUNDS:
+        pytest.skip("this CPU has none")
+    monkeypatch.setattr(lanes, "_ROUNDS", has_instruction)
+
+    def columns(
+        first: int, last: int, j: int, nothing: Any, exact: Any, out: Any
+    ) -> None:
+        for i in range(first, last):
+            lanes.store(out, (i, j), lanes.load(exact, (i, j), nothing))
+
+    draw = np.random.default_rng(0)
+    exact = draw.normal(size=(64, 40)).astype(np.float32)
+    exact[:, ::2] += np.float32(2**-8)
+    exact[0, :4] = [1 + 2**-8, 1 + 3 * 2**-8, np.inf, -np.inf]
+    out = np.zeros(exact.shape, np.uint16)
+    loops._over_columns(columns)(exact.shape, (exact, out))
+    np.testing.assert_array_equal(out, _stored(exact, "bf16"))
