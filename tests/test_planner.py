@@ -84,10 +84,10 @@ def test_forecast_counts_what_is_left(config: StudyConfig) -> None:
         )
 
     whole = of(cells, timed)
-    assert whole.time_s == pytest.approx(4 + 50)
+    assert whole.time_s == pytest.approx(4 + 50 + 2)
     assert whole.memory_mib == 240
     half = of(cells[:2], timed)
-    assert half.time_s == pytest.approx(4 + 20)
+    assert half.time_s == pytest.approx(4 + 20 + 2)
     assert half.disk_mib < whole.disk_mib
     untimed = of(cells, None)
     assert (untimed.time_s, untimed.memory_mib) == (None, None)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -96,6 +97,7 @@ def _plan_of(
                 nets=prepared.plan.nets,
                 prepared=prepared.data,
                 devices=prepared.devices,
+                prepared_s=time.process_time(),
             )
         except ExecutorError as error:
             terminal.talk(f"error: {error}")

@@ -85,6 +85,7 @@ def calibrate(
     nets: Sequence[NetRecord],
     prepared: preparation.Prepared,
     devices: Sequence[str],
+    prepared_s: float = 0.0,
 ) -> Calibration:
     """Times every variant on the study's images and executors, in at most a minute.
 
@@ -93,6 +94,7 @@ def calibrate(
         nets: the variants.
         prepared: the decoded images.
         devices: one for each executor.
+        prepared_s: what a command takes before its executors start.
 
     Raises:
         ExecutorError: a run fails, or the budget does not suffice for one each.
@@ -107,7 +109,7 @@ def calibrate(
             folder, devices=devices, devices_per_run=config.run.devices_per_run
         )
         with Executors(len(devices), open_channel=open_channel) as executors:
-            startup_s = bench.wait_until_ready(executors) - start
+            startup_s = bench.wait_until_ready(executors) - start + prepared_s
             largest = max(nets, key=lambda net: net.macs)
             pilot = bench.run(
                 executors,

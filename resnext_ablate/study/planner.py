@@ -21,6 +21,8 @@ from resnext_ablate.records.records import Cell
 ASSUMED_SD = 0.2
 """Points between seeds where nothing is measured: of short runs on small images."""
 _REPORT_MIB = 2.5
+_REPORT_S = 2.0
+"""Of a study of some dozen runs, and its tables."""
 _EPOCH_BYTES = 300
 _RUN_BYTES = 3000
 
@@ -43,7 +45,7 @@ class Calibration:
 
     costs: tuple[RunCost, ...]
     startup_s: float
-    """Until the executors take jobs."""
+    """From the command until the executors take jobs."""
     took_s: float
 
 
@@ -134,9 +136,8 @@ def forecast(
     if calibration:
         costs = {cost.variant: cost for cost in calibration.costs}
         durations = [run_s(costs[cell.variant], work) for cell in cells]
-        time_s = calibration.startup_s + makespan_s(
-            durations, num_executors=num_executors
-        )
+        training_s = makespan_s(durations, num_executors=num_executors)
+        time_s = calibration.startup_s + training_s + _REPORT_S
         peaks = [cost.peak_memory_mib for cost in calibration.costs]
         at_once = num_executors if config.run.device == "cpu" else 1
         memory_mib = at_once * max(peaks)
