@@ -527,12 +527,14 @@ def test_search_shows_its_nets_for_what_they_are(
 
 def test_names_keep_clear_of_each_other_and_of_the_edge() -> None:
     """Near points send their names apart; the rightmost writes to the left."""
-    x, y = pd.Series([0.0, 0.02, 0.04, 1.0]), pd.Series([0.5, 0.5, 0.52, 1.0])
-    names = ["1x16d", "2x10d", "4x6d", "32x1.2.3-t16"]
+    x = pd.Series([0.0, 0.4, 0.5, 0.6, 1.0])
+    y = pd.Series([0.0, 0.5, 0.5, 0.5, 1.0])
+    names = ["1x16d", "2x10d", "4x6d", "8x3d", "32x1.2.3d"]
     places = drawing.name_places(x, y, names)
-    assert len(set(places[:3])) == 3
-    assert places[3].endswith("left")
-    assert drawing.name_places(x[3:], y[3:], names[3:]) == ["middle right"]
+    assert places[0] == places[3] == "middle right"
+    assert places[1] == "middle left" and places[2] == "top right"
+    assert places[4] == "middle left"
+    assert drawing.name_places(x[:1], y[:1], names[:1]) == ["middle right"]
 
 
 def test_heights_that_start_at_zero_crowd_sooner() -> None:

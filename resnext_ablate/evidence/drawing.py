@@ -14,8 +14,8 @@ from resnext_ablate.evidence import chart_style as style
 _MARK_PX = 30  # a glyph, its space and the gap to the plot
 _LETTER_PX = 8  # of the report's font at its size, digits as wide as any
 # Sizes beside points, in spans of the points along their axis.
-_LETTER_SHARE, _MARK_SHARE = 0.014, 0.012
-_LINE = 0.06  # the height of a line in a plot of full height
+_LETTER_SHARE, _MARK_SHARE = 0.026, 0.028
+_LINE = 0.075  # the height of a line in a plot of full height
 _EDGE = 0.16  # how far the plot goes on beyond its points
 
 
@@ -82,9 +82,12 @@ def bars(rows: pd.DataFrame, centre: str) -> dict[str, object]:
     }
 
 
-def names_beside(variants: pd.Series) -> list[str]:
+def names_beside(variants: pd.Series, places: Sequence[str]) -> list[str]:
     """Names with room for the mark on one side and for the seeds on the other."""
-    return [f"\u00a0{style.safe(v)}\u00a0\u00a0\u00a0" for v in variants]
+    return [
+        f"\u00a0{style.safe(variant)}\u00a0\u00a0\u00a0" if place else ""
+        for variant, place in zip(variants, places, strict=True)
+    ]
 
 
 def colors_of(variants: pd.Series, marks: dict[str, style.Mark]) -> list[str]:
@@ -135,8 +138,8 @@ def draw_means(
             "opacity": opacities,
         },
         error_y=error_y,
-        text=names_beside(points["variant"]) if named else None,
-        textposition=places if named else None,
+        text=names_beside(points["variant"], places or []) if named else None,
+        textposition=[p or "middle right" for p in places or []] if named else None,
         hovertext=shown,
         hovertemplate=f"%{{hovertext}}{more_shown}<extra></extra>",
         cliponaxis=False,
@@ -194,15 +197,16 @@ def name_places(
 ) -> list[str]:
     """Where each name stands beside its point: clear of points, names and edges.
 
-    Each takes the first place of the fewest clashes, in the order of the points.
+    Each takes the first place of the fewest clashes, in the order of the points. Where
+    it would lie over another name it has none, and shows under the pointer only.
 
     Args:
         x: of the points, as the axis spaces them.
         levels: of the places that are tried, in this order.
-        from_zero: whether the y axis of a half-height plot starts there.
+        from_zero: whether the y axis starts there; such plots are low.
 
     Returns:
-        Places as plotly calls them, such as "middle right".
+        Places as plotly calls them, such as "middle right"; "" for none.
     """
     width = max(float(np.ptp(x)), 1e-9)
     height = max(float(y.max() if from_zero else np.ptp(y)), 1e-9)
@@ -222,8 +226,10 @@ def name_places(
             for side in ("right", "left")
         }
         place = min(boxes, key=lambda p: _num_clashes(boxes[p], others))
-        taken.append(boxes[place])
-        places.append(place)
+        is_free = not _num_clashes(boxes[place], taken[len(points) :])
+        if is_free:
+            taken.append(boxes[place])
+        places.append(place if is_free else "")
     return places
 
 
@@ -233,10 +239,10 @@ _Box = tuple[float, float, float, float]  # left, right, bottom, top
 def _box(x: float, y: float, num_letters: int, place: str, *, line: float) -> _Box:
     """What a name covers at a place, in spans of the points."""
     level, side = place.split()
-    bottom = y + {"top": 0.4, "middle": -0.5, "bottom": -1.4}[level] * line
+    bottom = y + {"top": 0.4, "middle": -0.4, "bottom": -1.2}[level] * line
     far = _MARK_SHARE + num_letters * _LETTER_SHARE
     left, right = (-_MARK_SHARE, far) if side == "right" else (-far, _MARK_SHARE)
-    return x + left, x + right, bottom, bottom + line
+    return x + left, x + right, bottom, bottom + 0.8 * line
 
 
 def _num_clashes(box: _Box, others: Sequence[_Box]) -> int:

@@ -21,7 +21,8 @@ from resnext_ablate.evidence.drawing import (
     name_places,
 )
 
-_MAX_NAMED_TICKS = 6
+_MAX_TICK_LETTERS = 36
+"""Names under the ticks that stand side by side in a column of the report."""
 _SEED_OFFSET = 0.02
 """How far left of its mean a seed is drawn, in widths of the plot."""
 
@@ -96,16 +97,12 @@ def x_axis_of(data: PointsData) -> tuple[dict[str, object], float]:
 
 def _names_on_axis(data: PointsData) -> bool:
     x = data.points["x"]
-    return data.log2_x and x.is_unique and len(x) <= _MAX_NAMED_TICKS
+    num_letters = sum(map(len, data.points["variant"]))
+    return data.log2_x and x.is_unique and num_letters <= _MAX_TICK_LETTERS
 
 
 def draw_points(
-    figure: go.Figure,
-    data: PointsData,
-    *,
-    offset: float,
-    axis: str = "y",
-    from_zero: bool = False,
+    figure: go.Figure, data: PointsData, *, offset: float, axis: str = "y"
 ) -> None:
     """Means with intervals and names, single seeds left of them."""
     known = data.points.dropna(subset=["mean"])
@@ -130,7 +127,7 @@ def draw_points(
     places = None
     if few:
         names = known["variant"].tolist()
-        places = name_places(x, known["mean"], names, from_zero=from_zero)
+        places = name_places(x, known["mean"], names, from_zero=data.from_zero)
     draw_means(
         figure,
         known,

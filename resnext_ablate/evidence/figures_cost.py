@@ -26,8 +26,8 @@ def costs_figure(data: CostsData) -> go.Figure:
     """Time above, activations below, on one axis of FLOPs."""
     figure = style.new_figure(data.title, height=520)
     x_axis, offset = x_axis_of(data.time)
-    draw_points(figure, data.time, offset=offset, from_zero=True)
-    draw_points(figure, data.activations, offset=offset, axis="y2", from_zero=True)
+    draw_points(figure, data.time, offset=offset)
+    draw_points(figure, data.activations, offset=offset, axis="y2")
     figure.update_layout(
         xaxis={**x_axis, "anchor": "y2", "title": {"text": data.time.x_title}},
         yaxis={

@@ -251,7 +251,7 @@
   const paint = (plot, theme) => {
     const { data, layout } = payload.figures[plot.dataset.figure];
     const narrow = plot.clientWidth < 480;
-    const size = narrow ? { margin: { ...layout.margin, r: Math.min(layout.margin.r, 72) } } : {};
+    const size = narrow ? { margin: { ...layout.margin, r: Math.min(layout.margin.r, plot.clientWidth * 0.34) } } : {};
     return Plotly.react(plot, data,
       { ...layout, ...size, template: payload.themes[theme], autosize: true },
       { ...config, toImageButtonOptions: { format: "svg", filename: plot.dataset.figure } });
