@@ -14,8 +14,7 @@ from typing import Any
 import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils, types
-from numba.core.extending import models, overload, register_model
-from numba.extending import intrinsic
+from numba.extending import intrinsic, models, overload, register_model
 
 WIDE = 32
 """Lanes of a vector: a line of the cache in bfloat16."""
