@@ -93,3 +93,21 @@ def test_preempted_and_killed_jobs_change_no_result(tmp_path: Path) -> None:
     causes = set(studies.attempts_of(jobs).cause)
     assert "terminated" in causes
     assert jobs_of(jobs) == []
+
+
+@pytest.mark.full
+def test_a_job_may_hold_two_processes(tmp_path: Path) -> None:
+    """Two train each run as they do without Slurm, and the end prints no traceback."""
+    pytest.importorskip("submitit")
+    tables = []
+    for engine in ([], SLURM):
+        folder = tmp_path / ("slurm" if engine else "local")
+        folder.mkdir()
+        two = ["run.devices_per_run=2", "run.executors=1", *engine]
+        done = studies.run(folder, *two)
+        assert done.returncode == 0, done.stderr
+        assert "Traceback" not in done.stderr
+        tables.append(studies.runs_of(folder))
+    own, theirs = tables
+    assert set(theirs["num_devices"]) == {2}
+    assert theirs["test_loss"].tolist() == own["test_loss"].tolist()

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import queue
 import shutil
 import subprocess
+import sys
 import threading
 import time
 import uuid
@@ -270,7 +272,23 @@ class SlurmEngine:
             config=self._config.model_dump_json(),
             data_checksum=self._checksum,
         )
-        return SlurmChannel(self._submitter.submit(post), mailbox=Mailbox(place))
+        with _errors_to(place / "job.log"):
+            job = self._submitter.submit(post)
+        return SlurmChannel(job, mailbox=Mailbox(place))
 
     def close(self) -> None:
         """Nothing stays open: jobs end with their channels."""
+
+
+@contextlib.contextmanager
+def _errors_to(path: Path) -> Iterator[None]:
+    """What is started meanwhile writes there: a local job dies with a traceback."""
+    sys.stderr.flush()
+    own = os.dup(2)
+    try:
+        with path.open("ab") as log:
+            os.dup2(log.fileno(), 2)
+        yield
+    finally:
+        os.dup2(own, 2)
+        os.close(own)
