@@ -429,6 +429,31 @@ def test_the_test_split_is_scored_once_at_the_end() -> None:
     assert sealed.uses == 1
 
 
+@pytest.mark.parametrize(
+    ("num_bytes", "images"), [(10 * 16 * 8 * 8 * 4, 10), (1, 8), (4 << 20, 4 * 20)]
+)
+def test_evaluation_takes_what_a_cache_holds(
+    monkeypatch: pytest.MonkeyPatch, num_bytes: int, images: int
+) -> None:
+    """As many images as have room, each with 16 x 8 x 8 values: from 8 to 4 batches.
+
+    The numbers are those of any other size.
+    """
+    sizes = []
+    own = Dataset.eval_batches
+
+    def spied(self: Dataset, *args: Any, batch_size: int, **kwargs: Any) -> Any:
+        sizes.append(batch_size)
+        return own(self, *args, batch_size=batch_size, **kwargs)
+
+    expected = _train(_config(batch_size=20), dataset=_dataset(num_eval=100))
+    monkeypatch.setattr(Dataset, "eval_batches", spied)
+    monkeypatch.setattr(training, "_EVAL_BYTES", num_bytes)
+    result = _train(_config(batch_size=20), dataset=_dataset(num_eval=100))
+    assert set(sizes) == {images}
+    assert _numbers(result) == pytest.approx(_numbers(expected), rel=1e-4)
+
+
 def test_what_on_epoch_raises_ends_the_run() -> None:
     """A pruner's exception passes through, and switches are put back."""
 

@@ -386,7 +386,7 @@ def _eval_rounds(run: Run, split: SplitName) -> Iterator[Batch | None]:
 
 def _eval_batch_size(run: Run) -> int:
     """Images that one process evaluates at once."""
-    size = _EVAL_BATCH_FACTOR * run.config.batch_size
+    size = _EVAL_BATCH_FACTOR * run.config.batch_size // run.learner.peers.count
     if run.device.type == "cpu":
         layout = run.learner.model.spec.layout(run.dataset.info.image_size)
         largest = max(
@@ -396,7 +396,7 @@ def _eval_batch_size(run: Run) -> int:
         value_bytes = 2 if run.learner.precision == "bf16" else 4
         fitting = _EVAL_BYTES // (value_bytes * largest)
         size = min(size, max(fitting, _FEWEST_EVAL_IMAGES))
-    return max(1, size // run.learner.peers.count)
+    return size
 
 
 def _check_parts(config: TrainConfig, *, dataset: Feed, peers: Peers) -> None:
