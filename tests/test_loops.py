@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -100,23 +101,39 @@ def test_every_column_counts_once(channels: int, kind: str) -> None:
     _close(out, held + z_values)
 
 
+def _rounding() -> Callable[..., None]:
+    """A loop that stores float32 values as they are given, compiled anew."""
+
+    def columns(
+        first: int, last: int, j: int, nothing: Any, exact: Any, out: Any
+    ) -> None:
+        for i in range(first, last):
+            lanes.store(out, (i, j), lanes.load(exact, (i, j), nothing))
+
+    over: Callable[..., None] = loops._over_columns(columns)
+    return over
+
+
+ROUND = _rounding()
+
+
 @settings(deadline=None)
 @given(st.lists(st.floats(width=32, allow_subnormal=False), min_size=1, max_size=70))
 def test_bfloat16_is_rounded_as_torch_rounds_it(values: list[float]) -> None:
     """To nearest, ties to even; infinities stay, and what is no number stays none."""
     exact = np.array([values], np.float32)
     ours = np.zeros(exact.shape, np.uint16)
-    one = np.array([[0], [1], [1], [0]], np.float32).repeat(len(values), axis=1)
-    loops.relu(exact, one, positive := np.empty_like(exact))
+    ROUND(exact.shape, (exact, ours))
+    np.testing.assert_array_equal(_values(ours), _values(_stored(exact, "bf16")))
+
+
+@given(st.lists(st.floats(width=32, allow_subnormal=False), min_size=1, max_size=70))
+def test_relu_lets_pass_what_is_no_number(values: list[float]) -> None:
+    """Zero for zero and less; NaN is not hidden."""
+    exact = np.array([values], np.float32)
+    identity = np.array([[0], [1], [1], [0]], np.float32).repeat(len(values), axis=1)
+    loops.relu(exact, identity, positive := np.empty_like(exact))
     np.testing.assert_array_equal(positive, np.where(exact <= 0, 0, exact))
-    half = _stored(exact, "bf16")
-    loops.add(ours, half)
-    _equal_bits(ours, half)
-
-
-def _equal_bits(ours: loops.Activations, theirs: loops.Activations) -> None:
-    ours_values, their_values = _values(ours), _values(theirs)
-    np.testing.assert_array_equal(ours_values, their_values)
 
 
 def test_ties_go_to_even() -> None:
@@ -135,17 +152,12 @@ def test_rounding_without_the_cpus_help_is_the_same(
     if has_instruction and not lanes._ROUNDS:
         pytest.skip("this CPU has none")
     monkeypatch.setattr(lanes, "_ROUNDS", has_instruction)
-
-    def columns(
-        first: int, last: int, j: int, nothing: Any, exact: Any, out: Any
-    ) -> None:
-        for i in range(first, last):
-            lanes.store(out, (i, j), lanes.load(exact, (i, j), nothing))
-
     draw = np.random.default_rng(0)
     exact = draw.normal(size=(64, 40)).astype(np.float32)
     exact[:, ::2] += np.float32(2**-8)
     exact[0, :4] = [1 + 2**-8, 1 + 3 * 2**-8, np.inf, -np.inf]
+    # Neither number: the bits below a bfloat16's would carry.
+    exact.view(np.uint32)[1, :2] = [0x7F800001, 0xFFFFFFFF]
     out = np.zeros(exact.shape, np.uint16)
-    loops._over_columns(columns)(exact.shape, (exact, out))
-    np.testing.assert_array_equal(out, _stored(exact, "bf16"))
+    _rounding()(exact.shape, (exact, out))
+    np.testing.assert_array_equal(_values(out), _values(_stored(exact, "bf16")))

@@ -210,4 +210,7 @@ def _narrowed(builder: Any, value: Any, lanes: Lanes) -> Any:
     sixteen, one = (_constant(_INT32, n, lanes) for n in (16, 1))
     is_odd = builder.and_(builder.lshr(bits, sixteen), one)
     half = builder.add(is_odd, _constant(_INT32, 0x7FFF, lanes))
-    return builder.trunc(builder.lshr(builder.add(bits, half), sixteen), narrow)
+    rounded = builder.trunc(builder.lshr(builder.add(bits, half), sixteen), narrow)
+    # A carry would make another number of what is none.
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.select(is_nan, _constant(_INT16, 0x7FC0, lanes), rounded)
