@@ -146,8 +146,11 @@ def test_calibration_foretells_a_study(config: StudyConfig, tmp_path: Path) -> N
         nets=prepared.plan.nets,
         prepared=prepared.data,
         devices=prepared.devices,
+        prepared_s=100.0,
     )
     assert time.monotonic() - start < calibration.BUDGET_S + 5
+    assert 100 < timed.startup_s < 100 + calibration.BUDGET_S
+    timed = replace(timed, startup_s=timed.startup_s - 100)
     assert [cost.variant for cost in timed.costs] == [
         net.variant for net in prepared.plan.nets
     ]

@@ -109,7 +109,7 @@ class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
     """The mean over all pixels, as torch's.
 
     Attributes:
-        kernels: `fused` takes a sum, whose gradient is nothing to compute on a CPU.
+        kernels: `fused` takes a sum, whose gradient costs a CPU next to nothing.
     """
 
     kernels: Kernels = "torch"

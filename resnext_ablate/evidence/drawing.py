@@ -198,7 +198,7 @@ def name_places(
     """Where each name stands beside its point: clear of points, names and edges.
 
     Each takes the first place of the fewest clashes, in the order of the points. Where
-    it would lie over another name it has none, and shows under the pointer only.
+    it would lie over another name or be cut, it shows under the pointer only.
 
     Args:
         x: of the points, as the axis spaces them.

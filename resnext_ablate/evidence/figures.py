@@ -22,7 +22,7 @@ from resnext_ablate.evidence.drawing import (
 )
 
 _MAX_TICK_LETTERS = 36
-"""Names under the ticks that stand side by side in a column of the report."""
+"""Of names under the ticks that fit side by side in a column of the report."""
 _SEED_OFFSET = 0.02
 """How far left of its mean a seed is drawn, in widths of the plot."""
 
@@ -124,8 +124,8 @@ def draw_points(
         )
     few = len(marks) <= style.MAX_LABELLED
     x = known["x"].map(math.log2) if data.log2_x else known["x"]
-    places = None
-    if few:
+    has_names, places = not _names_on_axis(data), None
+    if few and has_names:
         names = known["variant"].tolist()
         places = name_places(x, known["mean"], names, from_zero=data.from_zero)
     draw_means(
@@ -135,7 +135,7 @@ def draw_points(
         y=known["mean"],
         marks=marks,
         shown=descriptions(known),
-        has_names=not _names_on_axis(data),
+        has_names=has_names,
         places=places,
         error_y=bars(known, "mean") if few or len(data.seeds) else None,
         axis=axis,
