@@ -90,8 +90,11 @@ ROOMS: dict[str, set[str]] = {
     "lanes": set(),
     "loops": {"lanes"},
     "fused": {"lanes", "loops"},
-    "layers": {"fused"},
-    "residual": {"fused", "layers"},
+    "dots": {"lanes"},
+    "group_loops": {"dots", "lanes"},
+    "direct": {"dots", "fused", "group_loops"},
+    "layers": {"direct", "fused"},
+    "residual": {"direct", "fused", "layers"},
     "blocks": {"layers", "residual"},
     "model": {"blocks", "layers", "names"},
     "interop": {"model"},
@@ -114,7 +117,15 @@ ROOMS: dict[str, set[str]] = {
     },
     "checkpoint": {"hardware", "records"},
     "optimization": {"config"},
-    "tuning": {"blocks", "config", "hardware", "layers", "records", "sources"},
+    "tuning": {
+        "blocks",
+        "config",
+        "dots",
+        "hardware",
+        "layers",
+        "records",
+        "sources",
+    },
     "together": {"data", "model"},
     "peers": set(),
     "learner": {
@@ -526,12 +537,13 @@ ROOMS: dict[str, set[str]] = {
 
 # Who alone may use a library that is heavy or that one room is to hide.
 KEEPERS = {
-    "numba": {"lanes", "loops"},
-    "llvmlite": {"lanes"},
+    "numba": {"dots", "group_loops", "lanes", "loops"},
+    "llvmlite": {"dots", "lanes"},
     "optuna_dashboard": {"trials"},
     "wandb": {"sinks"},
     "mlflow": {"sinks"},
     "torch": {
+        "direct",
         "benchmark",
         "blocks",
         "checkpoint",

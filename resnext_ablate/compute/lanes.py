@@ -39,17 +39,17 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(manager, lanes, ir.VectorType(_FLOAT, lanes.width))
 
 
-class _BFloat(ir.Type):
+class BFloat(ir.Type):
     """bfloat16, which llvmlite does not name."""
 
     def __str__(self) -> str:
         return "bfloat"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _BFloat)
+        return isinstance(other, BFloat)
 
     def __hash__(self) -> int:
-        return hash(_BFloat)
+        return hash(BFloat)
 
 
 @intrinsic(prefer_literal=True)
@@ -95,7 +95,7 @@ def store(context: Any, array: Any, place: Any, value: Any) -> Any:
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         stored = _INT16 if is_bfloat else _FLOAT
         pointer = _pointer(target, builder, signature, values, stored, value)
-        given = _narrowed(builder, values[2], value) if is_bfloat else values[2]
+        given = narrowed(builder, values[2], value) if is_bfloat else values[2]
         builder.store(given, pointer, align=2 if is_bfloat else 4)
         return target.get_dummy_value()
 
@@ -200,11 +200,11 @@ def _constant(kind: ir.Type, value: float, lanes: Lanes) -> Any:
     return ir.Constant(ir.VectorType(kind, lanes.width), [value] * lanes.width)
 
 
-def _narrowed(builder: Any, value: Any, lanes: Lanes) -> Any:
+def narrowed(builder: Any, value: Any, lanes: Lanes) -> Any:
     """The bits of bfloat16 nearest to float32."""
     narrow = ir.VectorType(_INT16, lanes.width)
     if _ROUNDS:
-        rounded = builder.fptrunc(value, ir.VectorType(_BFloat(), lanes.width))
+        rounded = builder.fptrunc(value, ir.VectorType(BFloat(), lanes.width))
         return builder.bitcast(rounded, narrow)
     bits = builder.bitcast(value, ir.VectorType(_INT32, lanes.width))
     sixteen, one = (_constant(_INT32, n, lanes) for n in (16, 1))

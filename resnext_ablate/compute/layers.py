@@ -23,6 +23,11 @@ from resnext_ablate.architecture.spec import InputError
 Kernels = Literal["torch", "fused"]
 """fused: batch norm, ReLU and the residual addition in one pass, on one CPU thread."""
 
+_FEWEST_DIRECT = 32
+"""Channels of a vector and of its neighbours."""
+_WIDEST_DIRECT = 8
+"""Channels of a group; wider ones fill vectors by themselves."""
+
 
 class Conv2d(nn.Conv2d):
     """A convolution as torch's, computed in one of several exact forms.
@@ -31,7 +36,8 @@ class Conv2d(nn.Conv2d):
         form: `plain` is torch's; `matmul` multiplies matrices, where the kernel is 1x1;
             `merge4` computes every 4 groups as one dense block, whose weights are zero
             where the groups do not meet; `nchw` and `nchw+merge4` leave channels-last
-            for the convolution.
+            for the convolution; `direct` computes narrow groups by compiled loops of a
+            CPU, in bfloat16, and is torch's elsewhere.
     """
 
     form: str = "plain"
@@ -43,6 +49,8 @@ class Conv2d(nn.Conv2d):
         if self.form == "matmul":
             rows, columns = self.stride
             return self.pointwise(features[:, :, ::rows, ::columns])
+        if self.form == "direct":
+            return self._directly(features)
         layout, _, merge = self.form.rpartition("+")
         weight, groups = self.weight, self.groups
         if merge.startswith("merge"):
@@ -68,6 +76,20 @@ class Conv2d(nn.Conv2d):
         pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
         out = functional.linear(pixels, self.weight.flatten(1), self.bias)
         return out.view(count, height, width, -1).permute(0, 3, 1, 2)
+
+    def _directly(self, features: Tensor) -> Tensor:
+        """Of narrow groups, where the loops can be run."""
+        # Imported here because few who build a net train it this way.
+        from resnext_ablate.compute import direct
+
+        if torch.is_autocast_enabled(features.device.type):
+            features = features.to(torch.get_autocast_dtype(features.device.type))
+        if not direct.is_possible(features):
+            return super().forward(features)
+        out = direct.convolve(features, self.weight, stride=self.stride[0])
+        return (
+            out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
+        )
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -233,11 +255,26 @@ def _check_form(conv: Conv, form: str) -> None:
     fits = groups % int(merged) == 0 if merges else True
     if form == "matmul":
         fits = conv.kernel_size == 1 and conv.groups == 1
+    if form == "direct":
+        fits = is_narrow(conv)
     if not fits:
         raise InputError(
             f"train.conv_forms: {conv_key(conv)!r} has no form {form!r}; merge2 needs "
-            "groups in pairs, and matmul a 1x1 convolution in one group."
+            "groups in pairs, matmul a 1x1 convolution in one group, and direct a 3x3 "
+            f"one of {_FEWEST_DIRECT} channels or more in groups of "
+            f"{_WIDEST_DIRECT} at most."
         )
+
+
+def is_narrow(conv: Conv) -> bool:
+    """Whether the form `direct` knows a shape."""
+    return (
+        conv.kernel_size == 3
+        and conv.groups > 1
+        and conv.in_channels == conv.out_channels >= _FEWEST_DIRECT
+        and conv.in_channels // conv.groups <= _WIDEST_DIRECT
+        and conv.stride <= 2
+    )
 
 
 def folded(model: nn.Module, layout: Layout) -> nn.Module:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from resnext_ablate.compute import fused
+from resnext_ablate.compute import direct, fused
 from resnext_ablate.compute.layers import Conv2d, Layer, merged_weight
 
 
@@ -123,6 +123,9 @@ def _convolve(conv: Conv2d, features: Tensor) -> _Convolved:
         count, _, height, width = features.shape
         out = out.view(count, height, width, -1).permute(0, 3, 1, 2)
         return _Convolved(conv, features, weight, out)
+    if _is_direct(conv, features):
+        out = direct.forward(features, weight, stride=conv.stride[0])
+        return _Convolved(conv, features, weight, out)
     merged = _merged(conv)
     if merged > 1:
         weight = merged_weight(weight, groups=conv.groups, merged=merged)
@@ -151,6 +154,12 @@ def _gradients(step: _Convolved, grad: Tensor) -> tuple[Tensor, Tensor]:
         )
         weight_grad = product.to(conv.weight.dtype).reshape(conv.weight.shape)
         return out.permute(0, 3, 1, 2), weight_grad
+    if _is_direct(conv, step.features):
+        saw, stride = step.features, conv.stride[0]
+        return (
+            direct.features_gradient(grad, step.weight, features=saw, stride=stride),
+            direct.weight_gradient(grad, saw, weight=conv.weight, stride=stride),
+        )
     merged = _merged(conv)
     features_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
         grad,
@@ -168,6 +177,10 @@ def _gradients(step: _Convolved, grad: Tensor) -> tuple[Tensor, Tensor]:
     if merged > 1:
         weight_grad = _blocks_of(weight_grad, groups=conv.groups, merged=merged)
     return fused.dense(features_grad), weight_grad.to(conv.weight.dtype)
+
+
+def _is_direct(conv: Conv2d, features: Tensor) -> bool:
+    return conv.form == "direct" and direct.is_possible(features)
 
 
 def _merged(conv: Conv2d) -> int:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from resnext_ablate.architecture.spec import InputError
 from resnext_ablate.compute import hardware
 from resnext_ablate.compute.blocks import convolution
 from resnext_ablate.compute.hardware import Precision
-from resnext_ablate.compute.layers import Conv2d, Kernels, conv_key
+from resnext_ablate.compute.layers import Conv2d, Kernels, conv_key, is_narrow
 from resnext_ablate.compute.sources import cache_folder
 from resnext_ablate.records.config import TrainConfig
 from resnext_ablate.records.records import write_atomically
@@ -143,11 +143,17 @@ def fastest_forms(
     """
     shapes = {conv_key(conv): conv for conv in convs if not conv.in_branches}
     batch_size = min(batch_size, _LARGEST_BATCH)
+    forms_of = partial(candidate_forms, precision=precision, device=device)
     one = partial(_times_ms, batch_size=batch_size, precision=precision, device=device)
 
     def completed(held: Mapping[str, object]) -> dict[str, object]:
         known = {key: times for key, times in held.items() if _is_sound(times)}
-        missing = {key: conv for key, conv in shapes.items() if key not in known}
+        missing = {
+            key: conv
+            for key, conv in shapes.items()
+            # A form that is new since then is timed beside the others.
+            if not set(forms_of(conv)) <= set(known.get(key, ()))
+        }
         return {**known, **{key: one(conv) for key, conv in missing.items()}}
 
     about = {"what": "forms", "batch": str(batch_size), "precision": precision}
@@ -156,7 +162,9 @@ def fastest_forms(
     return {key: _choice(found[key]) for key in shapes}
 
 
-def candidate_forms(conv: Conv, *, device: torch.device) -> tuple[str, ...]:
+def candidate_forms(
+    conv: Conv, *, precision: Precision, device: torch.device
+) -> tuple[str, ...]:
     """The forms that may be fastest for a shape, torch's own first."""
     if conv.kernel_size == 1 and conv.groups == 1:
         return ("plain", "matmul")
@@ -167,6 +175,11 @@ def candidate_forms(conv: Conv, *, device: torch.device) -> tuple[str, ...]:
         for merged in range(2, own_groups + 1)
         if own_groups % merged == 0 and merged * width <= _WIDEST_BLOCK
     ]
+    if device.type == "cpu" and precision == "bf16" and is_narrow(conv):
+        # Imported here because it brings a compiler.
+        from resnext_ablate.compute.dots import HAS_DOTS
+
+        return ("plain", *merges, *(["direct"] if HAS_DOTS else []))
     if device.type != "cuda" or conv.groups == 1:
         return ("plain", *merges)
     # Half of the group widths are slow in one layout, the other half in the other.
@@ -179,7 +192,7 @@ def _choice(times: object) -> str:
     return best if times[best] < _CLEARLY_FASTER * times["plain"] else "plain"
 
 
-def _is_sound(times: object) -> bool:
+def _is_sound(times: object) -> TypeGuard[dict[str, float]]:
     return (
         isinstance(times, dict)
         and "plain" in times
@@ -197,7 +210,7 @@ def _times_ms(
     features = features.to(device, dtype, memory_format=torch.channels_last)
     module = convolution(conv).to(device).to(memory_format=torch.channels_last)
     features.requires_grad_()
-    forms = candidate_forms(conv, device=device)
+    forms = candidate_forms(conv, precision=precision, device=device)
     best = dict.fromkeys(forms, float("inf"))
     for _ in range(1 + _ROUNDS):
         for form in forms:

@@ -30,7 +30,7 @@ from resnext_ablate.records.data_config import DataConfig
 from resnext_ablate.records.search_config import SearchConfig
 
 ConvForm = Annotated[
-    str, Field(pattern=r"^(plain|matmul|nchw|(nchw\+)?merge[1-9][0-9]*)$")
+    str, Field(pattern=r"^(plain|matmul|direct|nchw|(nchw\+)?merge[1-9][0-9]*)$")
 ]
 _List = Field(strict=False)  # TOML has arrays, the config has tuples.
 

@@ -1,0 +1,330 @@
+"""Narrow groups by compiled loops: the same convolution, up to bfloat16's rounding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.architecture.shapes import Conv
+from resnext_ablate.compute import direct, layers, tuning
+from resnext_ablate.compute.dots import HAS_DOTS
+from resnext_ablate.compute.hardware import Precision
+from resnext_ablate.compute.layers import Conv2d, conv_key, is_narrow
+from resnext_ablate.compute.model import build, for_evaluation
+
+CPU = torch.device("cpu")
+HALF_BIT = 2.0**-8
+"""Of a bfloat16, relative to it."""
+
+needs_dots = pytest.mark.skipif(
+    not HAS_DOTS, reason="this CPU does not multiply pairs of bfloat16"
+)
+
+
+def _values(*size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*size, generator=generator).bfloat16()
+
+
+def _exact(
+    features: Tensor, weight: Tensor, grad: Tensor, *, stride: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Output and gradients of the same values in float64."""
+    features, weight = (t.double().requires_grad_() for t in (features, weight))
+    groups = weight.shape[0] // weight.shape[1]
+    out = F.conv2d(features, weight, None, stride, 1, 1, groups)
+    grads = torch.autograd.grad(out, [features, weight], grad.double())
+    return out.detach(), *grads
+
+
+def _check(size: tuple[int, int, int, int], *, width: int, stride: int) -> None:
+    """Outputs and both gradients of a random convolution, each value."""
+    features = _values(*size, seed=0).requires_grad_()
+    weight = _values(size[1], width, 3, 3, seed=1).float().requires_grad_()
+    out = direct.convolve(features, weight, stride=stride)
+    grad = _values(*out.shape, seed=2)
+    out.backward(grad)  # type: ignore[no-untyped-call]
+    ours = (out.detach(), features.grad, weight.grad)
+    exact = _exact(features.detach(), weight.detach(), grad, stride=stride)
+    names = ("output", "features", "weight")
+    for name, value, expected in zip(names, ours, exact, strict=True):
+        assert value is not None and value.shape == expected.shape
+        # The first two are rounded once, from sums of up to 72 products in float32.
+        rounding = 0 if name == "weight" else HALF_BIT
+        scale = expected.abs().max().item()
+        off = (value.double() - expected).abs() - 1.01 * rounding * expected.abs()
+        assert off.max() <= 2e-6 * scale, (name, off.max().item(), scale)
+
+
+@needs_dots
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("width", range(1, 9))
+def test_every_width_is_the_same_convolution(width: int, stride: int) -> None:
+    """Groups that end where vectors do and not, rows of 8, 4 and fewer pixels."""
+    channels = width * -(-33 // width)
+    for side in ((3, channels, 11, 9), (2, channels, 4, 5), (1, channels, 3, 2)):
+        _check(side, width=width, stride=stride)
+
+
+@needs_dots
+@given(
+    count=st.integers(1, 5),
+    groups=st.integers(4, 40),
+    width=st.integers(1, 8),
+    height=st.integers(1, 20),
+    columns=st.integers(1, 20),
+    stride=st.sampled_from([1, 2]),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_size_is_the_same_convolution(
+    count: int, groups: int, width: int, height: int, columns: int, stride: int
+) -> None:
+    """Odd batches, odd sides, images of one pixel."""
+    channels = max(groups, -(-32 // width)) * width
+    _check((count, channels, height, columns), width=width, stride=stride)
+
+
+@needs_dots
+def test_large_images_go_in_bands() -> None:
+    """Rows that do not fit the scratch memory together, and those between two bands."""
+    _check((2, 64, 41, 70), width=2, stride=1)
+    _check((1, 96, 67, 64), width=3, stride=2)
+
+
+@needs_dots
+@pytest.mark.parametrize("stride", [1, 2])
+def test_nothing_but_the_image_is_read(stride: int) -> None:
+    """What lies before and behind the tensors in memory is not a number."""
+    size = (3, 40, 7, 6)
+    weight = _values(40, 5, 3, 3, seed=1)
+
+    def framed(values: Tensor) -> Tensor:
+        around = 4096
+        rows = values.permute(0, 2, 3, 1)
+        room = torch.full((rows.numel() + 2 * around,), float("nan")).bfloat16()
+        inside = room[around:-around].view(rows.shape)
+        return inside.copy_(rows).permute(0, 3, 1, 2)
+
+    features = framed(_values(*size, seed=0))
+    out = direct.forward(features, weight, stride=stride)
+    grad = framed(_values(*out.shape, seed=2))
+    about = {"features": features, "stride": stride}
+    found = (
+        out,
+        direct.features_gradient(grad, weight, **about),  # type: ignore[arg-type]
+        direct.weight_gradient(grad, features, weight=weight, stride=stride),
+    )
+    assert all(bool(values.isfinite().all()) for values in found)
+
+
+@needs_dots
+def test_what_is_no_number_stays_in_its_group() -> None:
+    """Seeds trained as one net are groups beside each other: one may diverge."""
+    size, width = (2, 40, 6, 6), 5
+    features = _values(*size, seed=0)
+    weight = _values(40, width, 3, 3, seed=1).float().requires_grad_()
+    features[0, 12, 3, 3] = float("nan")  # In the third group: channels 10 to 14.
+    features.requires_grad_()
+    out = direct.convolve(features, weight, stride=1)
+    grad = _values(*out.shape, seed=2)
+    grad[1, 31, 2, 2] = float("inf")  # In the seventh: 30 to 34.
+    out.backward(grad)  # type: ignore[no-untyped-call]
+
+    def channels_of(values: Tensor | None) -> set[int]:
+        assert values is not None
+        return set(values.detach().isfinite().logical_not().nonzero()[:, 1].tolist())
+
+    assert channels_of(out) == set(range(10, 15))
+    assert not out[1].isnan().any() and not out[0, :, 0, 0].isnan().any()
+    assert channels_of(features.grad) == set(range(30, 35))
+    assert weight.grad is not None
+    bad = set(weight.grad.isfinite().logical_not().nonzero()[:, 0].tolist())
+    assert bad == {*range(10, 15), 31}
+
+
+# As a form of a layer.
+
+
+def _layer(*, bias: bool, form: str) -> Conv2d:
+    torch.manual_seed(0)
+    conv = Conv2d(32, 32, 3, stride=2, padding=1, groups=16, bias=bias)
+    conv.form = form
+    return conv.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+@needs_dots
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_is_computed_directly_in_bfloat16(
+    bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Under autocast, whatever the precision of the features; gradients are float32."""
+    calls = []
+    convolve = direct.convolve
+
+    def spied(*args: Tensor, **options: int) -> Tensor:
+        calls.append(args[0].dtype)
+        return convolve(*args, **options)
+
+    monkeypatch.setattr(direct, "convolve", spied)
+    results = []
+    for form in ("plain", "direct"):
+        conv = _layer(bias=bias, form=form)
+        features = _values(2, 32, 9, 9, seed=3).float().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = conv(features)
+        assert out.dtype == torch.bfloat16
+        grads = torch.autograd.grad(
+            out.float().square().sum(), [features, *conv.parameters()]
+        )
+        assert all(grad.dtype == torch.float32 for grad in grads)
+        results.append((out.float(), *grads))
+    assert calls == [torch.bfloat16]
+    for ours, theirs in zip(*results, strict=True):
+        # Of bfloat16 gradients both; torch rounds the weight's once more.
+        scale = theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0.01 * scale)
+
+
+def test_a_layer_is_torchs_own_where_the_loops_cannot_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In float32, and on a CPU without the instruction; to the bit."""
+    features = _values(2, 32, 5, 5, seed=3)
+    plain, other = (_layer(bias=True, form=form) for form in ("plain", "direct"))
+    assert torch.equal(other(features.float()), plain(features.float()))
+    monkeypatch.setattr(direct, "HAS_DOTS", False)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(other(features), plain(features))
+
+
+def _stepped(name: str, *, form: str, precision: Precision) -> tuple[Tensor, Tensor]:
+    """Gradients of one step of a net with fused kernels, and its folded logits."""
+    spec = parse_spec(name)
+    model = build(spec, generator=torch.Generator().manual_seed(0))
+    model = model.to(memory_format=torch.channels_last)
+    layout = spec.layout(16)
+    forms = {conv_key(conv): form for conv in layout.convs if is_narrow(conv)}
+    assert forms
+    layers.settle(model, layout, kernels="fused", forms=forms)
+    images = _values(32, spec.in_channels, 16, 16, seed=4).float()
+    images = images.contiguous(memory_format=torch.channels_last)
+    is_bf16 = precision == "bf16"
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
+        logits = model(images).float()
+    labels = torch.arange(32) % spec.num_classes
+    F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+    grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    flat = torch.cat(grads)
+    model.zero_grad()
+    evaluated = for_evaluation(model)
+    with (
+        torch.inference_mode(),
+        torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16),
+    ):
+        return flat, evaluated(images).float()
+
+
+@needs_dots
+@pytest.mark.parametrize(
+    "name", ["resnext11-16x2d-t32", "resnext20-32x1d-t32", "resnext11-32x1.4.8d-t32"]
+)
+def test_a_step_and_an_evaluation_are_as_exact_as_with_torchs_groups(
+    name: str,
+) -> None:
+    """Beside float32, gradients of all weights and logits are as near as torch's own
+    in bfloat16, which round in other places."""
+    exact = _stepped(name, form="plain", precision="fp32")
+    off = {
+        form: [
+            ((ours - theirs).norm() / theirs.norm()).item()
+            for ours, theirs in zip(
+                _stepped(name, form=form, precision="bf16"), exact, strict=True
+            )
+        ]
+        for form in ("plain", "direct")
+    }
+    assert off["direct"] != off["plain"]
+    for ours, theirs in zip(off["direct"], off["plain"], strict=True):
+        assert ours < 1.25 * theirs, off
+
+
+# Among the other forms.
+
+
+def _convs(name: str) -> tuple[Conv, ...]:
+    return parse_spec(name).layout(16).convs
+
+
+@needs_dots
+def test_it_is_timed_where_it_can_be_taken() -> None:
+    """In bfloat16 on a CPU: 3 x 3, in narrow groups that are enough for a vector."""
+    for name, expected in (
+        ("resnext11-32x1d-t32", True),
+        ("resnext11-4x8d-t32", True),
+        ("resnext11-2x16d-t32", False),  # Wide groups.
+        ("resnext11-8x2d-t16", False),  # Too few channels, in the first stage.
+        ("resnet11-t32", False),
+    ):
+        conv = next(c for c in _convs(name) if c.kernel_size == 3 and c.in_channels > 3)
+        assert is_narrow(conv) == expected, name
+        timed = tuning.candidate_forms(conv, precision="bf16", device=CPU)
+        assert ("direct" in timed) == expected, name
+        assert "direct" not in tuning.candidate_forms(
+            conv, precision="fp32", device=CPU
+        )
+        on_gpu = torch.device("cuda")
+        timed = tuning.candidate_forms(conv, precision="bf16", device=on_gpu)
+        assert "direct" not in timed
+        forms = {conv_key(conv): "direct"}
+        spec = parse_spec(name)
+        if expected:
+            layers.settle(build(spec), spec.layout(16), kernels="torch", forms=forms)
+        else:
+            with pytest.raises(layers.InputError, match="direct a 3x3 one of 32"):
+                layers.settle(
+                    build(spec), spec.layout(16), kernels="torch", forms=forms
+                )
+
+
+@needs_dots
+def test_a_form_that_the_cache_does_not_know_is_timed(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """Times kept by an earlier version are completed; those of today stand."""
+    monkeypatch.setenv("RESNEXT_ABLATE_CACHE", str(tmp_path_factory.mktemp("cache")))
+    candidates = tuning.candidate_forms
+    timed: list[str] = []
+    times = {"plain": 1.0, "direct": 0.5}
+
+    def fake(conv: Conv, **about: object) -> dict[str, float]:
+        timed.append(conv_key(conv))
+        forms = tuning.candidate_forms(conv, **about)  # type: ignore[arg-type]
+        return {form: times.get(form, 2.0) for form in forms}
+
+    def earlier(conv: Conv, **about: object) -> tuple[str, ...]:
+        known = candidates(conv, **about)  # type: ignore[arg-type]
+        return tuple(form for form in known if form != "direct")
+
+    monkeypatch.setattr(
+        tuning,
+        "_times_ms",
+        lambda conv, *, batch_size, **about: fake(conv, **about),
+    )
+    convs = _convs("resnext11-32x1d-t32")
+    narrow = {conv_key(conv) for conv in convs if is_narrow(conv)}
+
+    def fastest() -> dict[str, str]:
+        return tuning.fastest_forms(convs, batch_size=4, precision="bf16", device=CPU)
+
+    monkeypatch.setattr(tuning, "candidate_forms", earlier)
+    assert "direct" not in fastest().values()
+    timed.clear()
+    monkeypatch.setattr(tuning, "candidate_forms", candidates)
+    found = fastest()
+    assert set(timed) == narrow
+    assert {key for key, form in found.items() if form == "direct"} == narrow
+    timed.clear()
+    assert fastest() == found and not timed
