@@ -18,6 +18,7 @@ from resnext_ablate.architecture.names import parse_spec
 from resnext_ablate.architecture.shapes import Conv
 from resnext_ablate.architecture.spec import InputError
 from resnext_ablate.compute import layers, loops, residual, tuning
+from resnext_ablate.compute.blocks import ResidualBlock
 from resnext_ablate.compute.hardware import Precision
 from resnext_ablate.compute.layers import BatchNorm2d, Conv2d, Kernels
 from resnext_ablate.compute.model import ResNeXt, build, for_evaluation
@@ -333,6 +334,27 @@ def test_a_block_in_one_node_is_its_layers_one_by_one(
     for key, value in ours.items():
         assert _relative(value, theirs[key]) < tolerance, key
         assert value.is_contiguous() or key == "out"
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_block_overwrites_nothing_that_others_hold(stage: int) -> None:
+    """Backward writes over what the block has computed, not over its input, its output
+    or the gradient that it is given; with and without a projection."""
+    spec = parse_spec("resnext20-4x2d-t8")
+    model = build(spec, generator=torch.Generator().manual_seed(0))
+    layers.settle(model, spec.layout(8), kernels="fused", forms={})
+    block = model.layer1[stage]
+    assert isinstance(block, ResidualBlock)
+    assert bool(block.block.projection) == (stage == 0)
+    size = (4, block.block.in_channels, 8, 8)
+    features = _randn(*size).contiguous(memory_format=torch.channels_last)
+    features.requires_grad_()
+    out = block(features)
+    grad = _randn(*out.shape, seed=1).contiguous(memory_format=torch.channels_last)
+    held = [features.detach(), out.detach(), grad]
+    before = [values.clone() for values in held]
+    out.backward(grad)
+    assert all(map(torch.equal, held, before))
 
 
 def test_a_block_lets_go_of_what_it_is_done_with() -> None:

@@ -97,8 +97,28 @@ def test_every_column_counts_once(channels: int, kind: str) -> None:
     _close(outs[1], theirs[2] * passed + theirs[2] * z_values + theirs[3])
 
     held = _values(out)
-    loops.add(out, z)
+    loops.add(out[None, :, None], z[None, :, None], 1)
     _close(out, held + z_values)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("stride", "channels"), [(1, 24), (2, 64), (2, 33), (3, 7)])
+def test_addition_to_every_second_pixel(
+    precision: str, stride: int, channels: int
+) -> None:
+    """Pixels between them stay; odd sides, and channels that fill no vector."""
+    draws = np.random.default_rng(0)
+    total, part = (
+        _stored(draws.normal(size=size).astype(np.float32), precision).copy()
+        for size in (
+            (2, 7, 8, channels),
+            (2, -(-7 // stride), -(-8 // stride), channels),
+        )
+    )
+    expected = _values(total).copy()
+    expected[:, ::stride, ::stride] += _values(part)
+    loops.add(total, part, stride)
+    _close(total, expected)
 
 
 def _rounding() -> Callable[..., None]:
@@ -140,7 +160,7 @@ def test_ties_go_to_even() -> None:
     """1 + 2^-8 lies between two neighbours of bfloat16; so does 1 + 3 2^-8."""
     total = _stored(np.array([[1.0, 1.0 + 2**-7]], np.float32), "bf16").copy()
     part = _stored(np.array([[2**-8, 2**-8]], np.float32), "bf16")
-    loops.add(total, part)
+    loops.add(total[None, :, None], part[None, :, None], 1)
     assert _values(total).tolist() == [[1.0, 1.0 + 2**-6]]
 
 

@@ -114,14 +114,17 @@ def relu_forward(features: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, PerCha
 
 
 def relu_backward(
-    grad: Tensor, features: Tensor, normed: PerChannel
+    grad: Tensor, features: Tensor, normed: PerChannel, *, overwrites: bool = False
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """Gradients of the features, and of the norm's weight and bias."""
+    """Gradients of the features, and of the norm's weight and bias.
+
+    It may overwrite the features, dense ones: memory just read is written faster.
+    """
     rows, grad_rows = _rows(features), _rows(dense(grad))
     sums, products = loops.relu_sums(grad_rows, rows, normed)
     count = features.numel() // len(sums)
     grads = loops.gradients(normed, sums, products, count)
-    out = torch.empty_like(features)
+    out = features if overwrites else torch.empty_like(features)
     loops.relu_backward(grad_rows, rows, normed, grads, _rows(out))
     return out, _affine(grads)
 
@@ -144,9 +147,17 @@ def sum_forward(
 
 
 def sum_backward(
-    grad: Tensor, features: Tensor, skip: Tensor, norms: SummedNorms
+    grad: Tensor,
+    features: Tensor,
+    skip: Tensor,
+    norms: SummedNorms,
+    *,
+    overwrites: bool = False,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Gradients of features and skip, of weight and bias of the norm of each."""
+    """Gradients of features and skip, of weight and bias of the norm of each.
+
+    It may overwrite the features, and the skip that has a norm, as `relu_backward` may.
+    """
     own, theirs = norms.own, norms.theirs
     terms = (_rows(dense(grad)), _rows(features), _rows(skip))
     sums, products, skip_products = loops.relu_of_sum_sums(*terms, own, theirs)
@@ -158,7 +169,10 @@ def sum_backward(
         if norms.is_skip_normed
         else np.zeros_like(own_grads)
     )
-    out, skip_out = torch.empty_like(features), torch.empty_like(features)
+    out = features if overwrites else torch.empty_like(features)
+    # A skip without a norm is the input of a block, whose convolutions need it yet.
+    is_free = overwrites and norms.is_skip_normed
+    skip_out = skip if is_free else torch.empty_like(features)
     grads, outs = (own_grads, their_grads), (_rows(out), _rows(skip_out))
     loops.relu_of_sum_backward(*terms, (own, theirs), grads, *outs)
     skip_affine = _affine(their_grads) if norms.is_skip_normed else ()
@@ -167,10 +181,10 @@ def sum_backward(
 
 def add(grad: Tensor, skip_grad: Tensor, *, stride: int) -> None:
     """Adds to a gradient in place that of its every stride-th pixel; both dense."""
-    if stride == 1:
-        loops.add(_rows(grad), _rows(skip_grad))
+    if stride == 1:  # Whole rows are as good as pixels, and fill vectors.
+        loops.add(_rows(grad)[None, :, None], _rows(skip_grad)[None, :, None], 1)
     else:
-        grad[:, :, ::stride, ::stride] += skip_grad
+        loops.add(_images(grad), _images(skip_grad), stride)
 
 
 class _Fork(torch.autograd.Function):
@@ -221,6 +235,11 @@ def _affine(grads: PerChannel) -> tuple[Tensor, Tensor]:
     return weight_and_bias[0], weight_and_bias[1]
 
 
+def _images(features: Tensor) -> Activations:
+    """Dense (N, C, H, W) as (N, H, W, C), without a copy."""
+    return _values(features.detach().permute(0, 2, 3, 1))
+
+
 def _rows(features: Tensor) -> Activations:
     """Dense (N, C, H, W) as rows of whole pixels, without a copy.
 
@@ -232,6 +251,13 @@ def _rows(features: Tensor) -> Activations:
     while lined_up * channels % WIDE and num_pixels % (2 * lined_up) == 0:
         lined_up *= 2
     rows = features.detach().permute(0, 2, 3, 1).view(-1, lined_up * channels)
-    bits = rows.view(torch.uint16) if rows.dtype == torch.bfloat16 else rows
-    array: Activations = bits.numpy()
-    return array
+    return _values(rows)
+
+
+def _values(features: Tensor) -> Activations:
+    """Float32 as it is, and the bits of bfloat16."""
+    is_narrow = features.dtype == torch.bfloat16
+    values: Activations = (
+        features.view(torch.uint16) if is_narrow else features
+    ).numpy()
+    return values

@@ -420,16 +420,25 @@ def relu_of_sum_backward(
     _relu_of_sum_backward(y.shape, (grad, y, z, normed, grads, y_grad, z_grad))
 
 
-@_over_columns
-def _add(
-    first: int, last: int, j: int, nothing: Any, total: Activations, part: Activations
-) -> None:
-    for i in range(first, last):
-        value = load(total, (i, j), nothing) + load(part, (i, j), nothing)
-        store(total, (i, j), value)
-
-
 @_compiled
-def add(total: Activations, part: Activations) -> None:
-    """total += part."""
-    _add(total.shape, (total, part))
+def add(total: Activations, part: Activations, stride: int) -> None:
+    """Adds to every stride-th pixel of a row and column of total.
+
+    Args:
+        total: (N, H, W, C).
+        part: (N, ceil(H / stride), ceil(W / stride), C).
+    """
+    count, rows, columns, length = part.shape
+    wide = length - length % WIDE
+    for n in range(count):
+        for i in range(rows):
+            for j in range(columns):
+                row, column = i * stride, j * stride
+                for c in range(0, wide, WIDE):
+                    at, to = (n, i, j, c), (n, row, column, c)
+                    value = load(total, to, zeros(WIDE)) + load(part, at, zeros(WIDE))
+                    store(total, to, value)
+                for c in range(wide, length):
+                    at, to = (n, i, j, c), (n, row, column, c)
+                    value = load(total, to, zeros(1)) + load(part, at, zeros(1))
+                    store(total, to, value)

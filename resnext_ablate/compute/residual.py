@@ -92,7 +92,7 @@ class _Block(torch.autograd.Function):
         step, skip, skip_out, norms = ctx.end
         ctx.end = None
         grad, skip_grad, affine, skip_affine = fused.sum_backward(
-            grad, step.out, skip_out, norms
+            grad, step.out, skip_out, norms, overwrites=True
         )
         del skip_out
         grads, stride = list[Tensor](), 1
@@ -105,7 +105,7 @@ class _Block(torch.autograd.Function):
         grads = [weight_grad, *affine, *grads]
         while ctx.inner:
             step, normed = ctx.inner.pop()
-            grad, affine = fused.relu_backward(grad, step.out, normed)
+            grad, affine = fused.relu_backward(grad, step.out, normed, overwrites=True)
             grad, weight_grad = _gradients(step, grad)
             grads = [weight_grad, *affine, *grads]
         fused.add(grad, skip_grad, stride=stride)
