@@ -496,7 +496,7 @@ def test_a_form_that_a_shape_lacks_is_refused(form: str) -> None:
 
 
 def test_fused_kernels_are_refused_where_they_cannot_be() -> None:
-    """They need channels-last and kernels of the device; auto takes torch's elsewhere."""
+    """They need channels-last and kernels for the device; auto takes torch's else."""
     for kind, channels_last in (("mps", True), ("cuda", False), ("cpu", False)):
         place = {"device": torch.device(kind), "channels_last": channels_last}
         assert tuning.resolve_kernels("auto", **place) == "torch"  # type: ignore[arg-type]
