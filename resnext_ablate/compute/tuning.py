@@ -124,21 +124,22 @@ def has_triton() -> bool:
 
 
 def _is_fused_faster(device: torch.device) -> bool:
-    """Whether it clearly is on a device; what fails there is not."""
+    """Whether it clearly is on a device; what fails there is not, and is tried again.
+
+    Another program may have had all the memory.
+    """
 
     def measured(held: Mapping[str, object]) -> dict[str, object]:
         if {"torch", "fused"} <= held.keys() and _are_times(held):
             return dict(held)
-        times = _kernel_times_ms(device)
-        # A failure is not kept: another program may have had all the memory.
-        return {**times} if "fused" in times else {}
+        return {**_kernel_times_ms(device)}
 
     try:
         times = kept({"what": "kernels", **machine(device)}, measured)
     except Exception as error:
         _logger.info("torch's own kernels: the fused ones fail here: %s", error)
         return False
-    return bool(times) and _fastest(times, reference="torch") == "fused"
+    return _fastest(times, reference="torch") == "fused"
 
 
 def _kernel_times_ms(device: torch.device) -> dict[str, float]:
