@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 
@@ -36,19 +36,27 @@ class Capture(Protocol):
         """Does what was captured."""
 
 
+class Room:
+    """Where graphs are captured; memory is kept by stream."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self.pool = torch.cuda.graph_pool_handle()
+
+
 class CudaCapture:
     """A CUDA graph and the stream that it is captured on.
 
     Args:
         device: where it runs.
-        pool: memory that graphs share which are never replayed at once, and whose
-            results nobody reads; None: memory of its own.
+        room: stream and memory that graphs share which are never replayed at once, and
+            whose results nobody reads; None: its own.
     """
 
-    def __init__(self, device: torch.device, *, pool: Any = None) -> None:
+    def __init__(self, device: torch.device, *, room: Room | None = None) -> None:
+        room = room or Room(device)
         self._device = device
-        self._pool = pool
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool, self._stream = room.pool, room.stream
         self._graph = torch.cuda.CUDAGraph()
 
     def beside(self, act: Callable[[], None]) -> None:
@@ -123,12 +131,12 @@ def device_ms(
     acts: Mapping[str, Callable[[], None]], *, reference: str, device: torch.device
 ) -> dict[str, float]:
     """As `replayed_ms`, on a CUDA device."""
-    # One pool: each act's activations would stay allocated otherwise.
-    pool = torch.cuda.graph_pool_handle()
+    # Each act's activations would stay allocated otherwise.
+    room = Room(device)
     return replayed_ms(
         acts,
         reference=reference,
-        capture=lambda: CudaCapture(device, pool=pool),
+        capture=lambda: CudaCapture(device, room=room),
         clock_s=lambda: synchronised_time_s(device),
     )
 
