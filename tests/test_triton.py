@@ -143,25 +143,45 @@ def _is_part(name: str) -> bool:
 def test_norms_compile(compiled: Any, arch: int, dtype: torch.dtype) -> None:
     """For each card and precision, and they move 16 bytes at once where pixels lined up
     allow it, also of 24 channels and of more than 2^31 values."""
-    from resnext_ablate.compute import triton_kernels, triton_norms
+    from resnext_ablate.compute import triton_kernels
 
     held = compiled(triton_kernels, arch)
-    y = torch.empty(2**27, 24, dtype=dtype, device="meta")
-    line, counter = torch.empty(24, device="meta"), torch.empty((), dtype=torch.int64)
+    _launch_norms(torch.empty(2**27, 24, dtype=dtype, device="meta"))
+    assert len(held) == 12
+    for name, kernel in held:
+        assert kernel.asm["cubin"] and kernel.metadata.shared <= SHARED_BYTES
+        assert "finish" in name or "ld.global.v4.b32" in kernel.asm["ptx"], name
+        assert "xi64>" in kernel.asm["ttir"], name
+
+
+def _launch_norms(y: Tensor) -> None:
+    """Every kernel once, with and without a norm of the skip."""
+    from resnext_ablate.compute import triton_norms
+
+    count, channels = y.shape
+    line = torch.empty(channels, device="meta")
+    counter = torch.empty((), dtype=torch.int64, device="meta")
     normed = triton_norms.normalise(y, line, line, line, line, counter, 0.1, 1e-5)
     triton_norms.relu(y, normed, y)
-    grads = triton_norms.gradients(normed, *triton_norms.relu_sums(y, y, normed), 2**31)
+    sums, products = triton_norms.relu_sums(y, y, normed)
+    grads = triton_norms.gradients(normed, sums, products, count)
     triton_norms.relu_backward(y, y, normed, grads, y)
     for theirs, their_grads in ((normed, grads), (None, None)):
         triton_norms.relu_of_sum(y, normed, y, theirs, y)
         triton_norms.relu_of_sum_sums(y, y, y, normed, theirs)
         both = (normed, theirs), (grads, their_grads)
         triton_norms.relu_of_sum_backward(y, y, y, *both, y, y)
-    assert len(held) == 12
-    for name, kernel in held:
-        assert kernel.asm["cubin"] and kernel.metadata.shared <= SHARED_BYTES
-        assert "finish" in name or "ld.global.v4.b32" in kernel.asm["ptx"], name
-        assert "xi64>" in kernel.asm["ttir"], name
+
+
+def test_the_smallest_shapes_compile(compiled: Any) -> None:
+    """Sizes of 1 are known to the compiler, which must make do with numbers."""
+    from resnext_ablate.compute import triton_conv, triton_kernels
+
+    held = compiled(triton_kernels, 90)
+    _launch_norms(torch.empty(1, 1, dtype=torch.bfloat16, device="meta"))
+    compiled(triton_conv, 90)
+    _launch_convolution((1, 2, 1, 1), width=1, groups=2, dtype=torch.bfloat16)
+    assert len(held) == 12 + 4 and all(kernel.asm["cubin"] for _, kernel in held)
 
 
 @pytest.mark.parametrize(
@@ -189,15 +209,7 @@ def test_convolutions_compile(
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", not has_exact)
     held = compiled(triton_conv, arch)
     size = (256, 8 * width, 56, 56)
-    features = torch.empty(size, dtype=dtype, device="meta")
-    features = features.to(memory_format=torch.channels_last)
-    weight = torch.empty(8 * width, width, 3, 3, dtype=dtype, device="meta")
-    shape = triton_conv.Grouped(2, 1, 8)
-    out = triton_conv.convolved(features, weight, shape)
-    triton_conv.features_gradient(out, weight, shape, size=features.shape)
-    triton_conv.weight_gradient(
-        out, features, shape, size=weight.shape, dtype=torch.float32
-    )
+    _launch_convolution(size, width=width, groups=8, dtype=dtype)
     assert [name for name, _ in held] == [
         "_pixels",
         "_pixels",
@@ -209,6 +221,23 @@ def test_convolutions_compile(
         products = re.findall(r"arith\.muli .*xi64>", kernel.asm["ttir"])
         assert len(products) == (1 if name == "_add_parts" else 2), name
         assert name == "_add_parts" or has_exact or "mma" in kernel.asm["ptx"]
+
+
+def _launch_convolution(
+    size: tuple[int, ...], *, width: int, groups: int, dtype: torch.dtype
+) -> None:
+    """Forward and both gradients, of features (N, C, H, W) of a size."""
+    from resnext_ablate.compute import triton_conv
+
+    features = torch.empty(size, dtype=dtype, device="meta")
+    features = features.to(memory_format=torch.channels_last)
+    weight = torch.empty(groups * width, width, 3, 3, dtype=dtype, device="meta")
+    shape = triton_conv.Grouped(2, 1, groups)
+    out = triton_conv.convolved(features, weight, shape)
+    triton_conv.features_gradient(out, weight, shape, size=features.shape)
+    triton_conv.weight_gradient(
+        out, features, shape, size=weight.shape, dtype=torch.float32
+    )
 
 
 # When they are taken.
