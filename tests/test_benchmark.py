@@ -66,8 +66,8 @@ def test_wider_costs_more() -> None:
 
 
 def test_peak_memory_is_of_tensors_and_repeats_exactly() -> None:
-    """The same step gives the same bytes, and as many as weights, gradients, momentum
-    and what backward keeps need."""
+    """The same step gives the same bytes, and about as many as weights, gradients,
+    momentum and what torch's backward keeps need: ours overwrites some of that."""
     spec = parse_spec("resnet11-t16")
     first, second = (benchmark.measure_here([spec], setup=SETUP) for _ in range(2))
     measured = first.nets[0].peak_memory_mib
@@ -84,9 +84,9 @@ def test_peak_memory_is_of_tensors_and_repeats_exactly() -> None:
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         outputs = net(torch.zeros(16, 3, 16, 16))
     weights = 4 * sum(weight.numel() for weight in net.parameters())
-    least = (3 * weights + sum(kept.values()) - weights) / 2**20
+    torchs = (3 * weights + sum(kept.values()) - weights) / 2**20
     assert outputs.shape == (16, 10)
-    assert least < measured < 1.5 * least
+    assert 0.9 * torchs < measured < 1.2 * torchs
 
 
 def test_what_is_timed_is_what_a_study_does(monkeypatch: pytest.MonkeyPatch) -> None:

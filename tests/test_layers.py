@@ -518,12 +518,11 @@ def test_a_form_that_a_shape_lacks_is_refused(form: str) -> None:
 
 
 def test_fused_kernels_are_refused_where_they_cannot_be() -> None:
-    """They need a CPU and channels-last; auto takes torch's elsewhere."""
-    cuda = torch.device("cuda")
-    for device, channels_last in ((cuda, True), (CPU, False)):
-        place = {"device": device, "channels_last": channels_last}
+    """They need channels-last and kernels for the device; auto takes torch's else."""
+    for kind, channels_last in (("mps", True), ("cuda", False), ("cpu", False)):
+        place = {"device": torch.device(kind), "channels_last": channels_last}
         assert tuning.resolve_kernels("auto", **place) == "torch"  # type: ignore[arg-type]
-        with pytest.raises(InputError, match="needs a CPU and train"):
+        with pytest.raises(InputError, match=r"needs train\.channels_last = true"):
             tuning.resolve_kernels("fused", **place)  # type: ignore[arg-type]
     assert tuning.resolve_kernels("auto", device=CPU, channels_last=True) == "fused"
     assert tuning.resolve_kernels("torch", device=CPU, channels_last=True) == "torch"

@@ -1,7 +1,8 @@
-"""Batch norm, ReLU and the residual addition as one differentiable step on a CPU.
+"""Batch norm, ReLU and the residual addition as one differentiable step.
 
-The compiled loops read and write activations; what is per channel is NumPy. Features
-are bfloat16 or float32 (N, C, H, W), channels-last, and so are their gradients.
+On a CPU compiled loops read and write activations, and what is per channel is NumPy; on
+CUDA Triton's kernels do, and all is tensors. Both have the same functions. Features are
+bfloat16 or float32 (N, C, H, W), channels-last, and so are their gradients.
 """
 
 from __future__ import annotations
@@ -9,13 +10,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from resnext_ablate.compute import loops
 from resnext_ablate.compute.lanes import WIDE
-from resnext_ablate.compute.loops import Activations, PerChannel
+from resnext_ablate.compute.loops import Activations
+
+PerChannel = loops.PerChannel | Tensor
+"""(4, C), of the device's kind."""
 
 
 def norm_relu(features: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -99,17 +102,16 @@ class SummedNorms:
     """The norms of the two terms of a sum, as `loops.normalise` returns them."""
 
     own: PerChannel
-    theirs: PerChannel
+    theirs: PerChannel | None
     """Changes nothing where the skip has no norm."""
     is_skip_normed: bool
 
 
 def relu_forward(features: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, PerChannel]:
     """relu(norm(features)) of dense features, and the norm as `loops.normalise`."""
-    rows = _rows(features)
-    normed = _normalise(rows, norm)
+    normed = _normalise(features, norm)
     out = torch.empty_like(features)
-    loops.relu(rows, normed, _rows(out))
+    _kernels(features).relu(_rows(features), normed, _rows(out))
     return out, normed
 
 
@@ -120,12 +122,12 @@ def relu_backward(
 
     It may overwrite the features, dense ones: memory just read is written faster.
     """
+    kernels = _kernels(features)
     rows, grad_rows = _rows(features), _rows(dense(grad))
-    sums, products = loops.relu_sums(grad_rows, rows, normed)
-    count = features.numel() // len(sums)
-    grads = loops.gradients(normed, sums, products, count)
+    sums, products = kernels.relu_sums(grad_rows, rows, normed)
+    grads = kernels.gradients(normed, sums, products, _count(features))
     out = features if overwrites else torch.empty_like(features)
-    loops.relu_backward(grad_rows, rows, normed, grads, _rows(out))
+    kernels.relu_backward(grad_rows, rows, normed, grads, _rows(out))
     return out, _affine(grads)
 
 
@@ -136,13 +138,11 @@ def sum_forward(
     skip_norm: nn.BatchNorm2d | None,
 ) -> tuple[Tensor, SummedNorms]:
     """relu(norm(features) + skip_norm(skip)) of dense features, and the norms."""
-    rows, skip_rows = _rows(features), _rows(skip)
-    own = _normalise(rows, norm)
-    theirs = (
-        _normalise(skip_rows, skip_norm) if skip_norm else _identity(norm.num_features)
-    )
+    kernels = _kernels(features)
+    own = _normalise(features, norm)
+    theirs = _normalise(skip, skip_norm) if skip_norm else kernels.identity(own)
     out = torch.empty_like(features)
-    loops.relu_of_sum(rows, own, skip_rows, theirs, _rows(out))
+    kernels.relu_of_sum(_rows(features), own, _rows(skip), theirs, _rows(out))
     return out, SummedNorms(own, theirs, skip_norm is not None)
 
 
@@ -158,30 +158,32 @@ def sum_backward(
 
     It may overwrite the features, and the skip that has a norm, as `relu_backward` may.
     """
-    own, theirs = norms.own, norms.theirs
+    kernels, own, theirs = _kernels(features), norms.own, norms.theirs
     terms = (_rows(dense(grad)), _rows(features), _rows(skip))
-    sums, products, skip_products = loops.relu_of_sum_sums(*terms, own, theirs)
-    count = features.numel() // len(sums)
-    own_grads = loops.gradients(own, sums, products, count)
+    sums, products, skip_products = kernels.relu_of_sum_sums(*terms, own, theirs)
+    count = _count(features)
+    own_grads = kernels.gradients(own, sums, products, count)
     # An identity passes its gradient on as it is.
     their_grads = (
-        loops.gradients(theirs, sums, skip_products, count)
+        kernels.gradients(theirs, sums, skip_products, count)
         if norms.is_skip_normed
-        else np.zeros_like(own_grads)
+        else kernels.no_gradients(own_grads)
     )
     out = features if overwrites else torch.empty_like(features)
     # A skip without a norm is the input of a block, whose convolutions need it yet.
     is_free = overwrites and norms.is_skip_normed
     skip_out = skip if is_free else torch.empty_like(features)
     grads, outs = (own_grads, their_grads), (_rows(out), _rows(skip_out))
-    loops.relu_of_sum_backward(*terms, (own, theirs), grads, *outs)
+    kernels.relu_of_sum_backward(*terms, (own, theirs), grads, *outs)
     skip_affine = _affine(their_grads) if norms.is_skip_normed else ()
     return out, skip_out, _affine(own_grads), skip_affine
 
 
 def add(grad: Tensor, skip_grad: Tensor, *, stride: int) -> None:
     """Adds to a gradient in place that of its every stride-th pixel; both dense."""
-    if stride == 1:  # Whole rows are as good as pixels, and fill vectors.
+    if not _is_on_cpu(grad):
+        grad[:, :, ::stride, ::stride] += skip_grad
+    elif stride == 1:  # Whole rows are as good as pixels, and fill vectors.
         loops.add(_rows(grad)[None, :, None], _rows(skip_grad)[None, :, None], 1)
     else:
         loops.add(_images(grad), _images(skip_grad), stride)
@@ -201,23 +203,44 @@ class _Fork(torch.autograd.Function):
         return main_grad, None
 
 
-def _normalise(rows: Activations, norm: nn.BatchNorm2d) -> PerChannel:
+def _is_on_cpu(features: Tensor) -> bool:
+    return features.device.type == "cpu"
+
+
+def _kernels(features: Tensor) -> Any:
+    """The functions of a device, on what `_rows` makes of its features."""
+    if _is_on_cpu(features):
+        return loops
+    # Imported here because a machine without a GPU may have no Triton.
+    from resnext_ablate.compute import triton_norms
+
+    return triton_norms
+
+
+def _normalise(features: Tensor, norm: nn.BatchNorm2d) -> PerChannel:
     """As `loops.normalise`, by and on the tensors of a module."""
-    running_mean, running_var = norm.running_mean, norm.running_var
-    assert running_mean is not None and running_var is not None
-    assert norm.momentum is not None and norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)  # In place: assigning to a module takes longer.
-    tensors = (norm.weight.detach(), norm.bias.detach(), running_mean, running_var)
-    arrays = (tensor.numpy() for tensor in tensors)
-    normed: PerChannel = loops.normalise(rows, *arrays, norm.momentum, norm.eps)
+    mean, variance, num_batches = (
+        norm.running_mean,
+        norm.running_var,
+        norm.num_batches_tracked,
+    )
+    assert mean is not None and variance is not None and num_batches is not None
+    assert norm.momentum is not None
+    tensors = (norm.weight.detach(), norm.bias.detach(), mean, variance)
+    rows, settings = _rows(features), (norm.momentum, norm.eps)
+    normed: PerChannel
+    if _is_on_cpu(features):
+        num_batches.add_(1)  # In place: assigning to a module takes longer.
+        arrays = (tensor.numpy() for tensor in tensors)
+        normed = loops.normalise(rows, *arrays, *settings)
+    else:
+        normed = _kernels(features).normalise(rows, *tensors, num_batches, *settings)
     return normed
 
 
-def _identity(num_channels: int) -> PerChannel:
-    """A map that changes nothing, as `loops.normalise` would return it."""
-    normed = np.zeros((4, num_channels), np.float32)
-    normed[1:3] = 1
-    return normed
+def _count(features: Tensor) -> int:
+    """Values of a channel."""
+    return features.numel() // features.shape[1]
 
 
 def dense(features: Tensor) -> Tensor:
@@ -231,8 +254,8 @@ def pixels(features: Tensor) -> Tensor:
 
 
 def _affine(grads: PerChannel) -> tuple[Tensor, Tensor]:
-    weight_and_bias = torch.from_numpy(grads)
-    return weight_and_bias[0], weight_and_bias[1]
+    tensor = grads if isinstance(grads, Tensor) else torch.from_numpy(grads)
+    return tensor[0], tensor[1]
 
 
 def _images(features: Tensor) -> Activations:
@@ -240,11 +263,13 @@ def _images(features: Tensor) -> Activations:
     return _values(features.detach().permute(0, 2, 3, 1))
 
 
-def _rows(features: Tensor) -> Activations:
+def _rows(features: Tensor) -> Activations | Tensor:
     """Dense (N, C, H, W) as rows of whole pixels, without a copy.
 
-    Pixels are lined up until a row is as long as some vectors.
+    For the loops of a CPU pixels are lined up until a row is as long as some vectors.
     """
+    if not _is_on_cpu(features):
+        return pixels(features.detach())
     channels = features.shape[1]
     num_pixels = features.numel() // channels
     lined_up = 1

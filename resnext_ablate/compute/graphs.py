@@ -10,12 +10,12 @@ goes on; drawing batches and evaluation stay outside.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from resnext_ablate.compute.captures import Capture, CudaCapture
 from resnext_ablate.compute.data import Batch
 from resnext_ablate.compute.hardware import is_out_of_memory
 from resnext_ablate.compute.learner import Learner, update
@@ -32,53 +32,6 @@ class Step(Protocol):
     def __call__(
         self, batch: Batch, *, learning_rate: float, wrong: Tensor
     ) -> Tensor: ...
-
-
-class Capture(Protocol):
-    """What records work on a device and does it again."""
-
-    def beside(self, act: Callable[[], None]) -> None:
-        """Does it now, where it would be captured."""
-
-    def record(self, act: Callable[[], None]) -> None:
-        """Captures it, without doing it.
-
-        Raises:
-            RuntimeError: something in it cannot be captured.
-        """
-
-    def replay(self) -> None:
-        """Does what was captured."""
-
-
-class CudaCapture:
-    """A CUDA graph and the stream that it is captured on."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._graph = torch.cuda.CUDAGraph()
-
-    def beside(self, act: Callable[[], None]) -> None:
-        current = torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
-            act()
-        current.wait_stream(self._stream)
-
-    def record(self, act: Callable[[], None]) -> None:
-        """See `Capture`, as the other two."""
-        # Another thread of an executor reads its input; only this one is captured.
-        with (
-            torch.cuda.device(self._device),
-            torch.cuda.graph(
-                self._graph, stream=self._stream, capture_error_mode="thread_local"
-            ),
-        ):
-            act()
-
-    def replay(self) -> None:
-        self._graph.replay()
 
 
 class GraphedStep:

@@ -21,7 +21,8 @@ from resnext_ablate.architecture.shapes import Conv, Layout, Norm
 from resnext_ablate.architecture.spec import InputError
 
 Kernels = Literal["torch", "fused"]
-"""fused: batch norm, ReLU and the residual addition in one pass, on one CPU thread."""
+"""fused: batch norm, ReLU and the residual addition in one pass, on one CPU thread or
+on CUDA by Triton."""
 
 _FEWEST_DIRECT = 32
 """Channels of a vector and of its neighbours."""
@@ -37,7 +38,8 @@ class Conv2d(nn.Conv2d):
             `merge4` computes every 4 groups as one dense block, whose weights are zero
             where the groups do not meet; `nchw` and `nchw+merge4` leave channels-last
             for the convolution; `direct` computes narrow groups by compiled loops of a
-            CPU, in bfloat16, and is torch's elsewhere.
+            CPU, in bfloat16, and is torch's elsewhere; `triton` and `triton+merge4` are
+            our own kernels for narrow groups on CUDA.
     """
 
     form: str = "plain"
@@ -57,6 +59,8 @@ class Conv2d(nn.Conv2d):
             merged = int(merge.removeprefix("merge"))
             weight = merged_weight(weight, groups=groups, merged=merged)
             groups //= merged
+        if "triton" in (layout, merge):
+            return self._by_triton(features, weight, merged=self.groups // groups)
         is_nchw = "nchw" in (layout, merge)
         if is_nchw:
             features, weight = features.contiguous(), weight.contiguous()
@@ -69,6 +73,18 @@ class Conv2d(nn.Conv2d):
             groups=groups,
         )
         return out.contiguous(memory_format=torch.channels_last) if is_nchw else out
+
+    def _by_triton(self, features: Tensor, weight: Tensor, *, merged: int) -> Tensor:
+        """With a weight whose groups are merged so."""
+        # Imported here because a machine without a GPU may have no Triton.
+        from resnext_ablate.compute import triton_conv
+
+        kind = features.device.type
+        if torch.is_autocast_enabled(kind):
+            features = features.to(torch.get_autocast_dtype(kind))
+        out = triton_conv.conv2d(features, weight, triton_conv.shape(self, merged))
+        # A net has a bias here in evaluation only, with its norms folded.
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1).to(out)
 
     def pointwise(self, features: Tensor) -> Tensor:
         """A 1x1 convolution as a product of matrices, at stride 1."""
@@ -131,7 +147,8 @@ class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
     """The mean over all pixels, as torch's.
 
     Attributes:
-        kernels: `fused` takes a sum, whose gradient costs a CPU next to nothing.
+        kernels: `fused` takes a sum, whose gradient costs a CPU next to nothing. On
+            CUDA torch's own is a mean already, which autocast leaves in bfloat16.
     """
 
     kernels: Kernels = "torch"
@@ -141,7 +158,7 @@ class GlobalAvgPool2d(nn.AdaptiveAvgPool2d):
 
     def forward(self, features: Tensor) -> Tensor:
         """Float (N, C, H, W) -> (N, C, 1, 1)."""
-        if self.kernels == "torch":
+        if self.kernels == "torch" or features.is_cuda:
             return super().forward(features)
         num_pixels = features.shape[2] * features.shape[3]
         return features.sum((2, 3), keepdim=True) / num_pixels
@@ -246,6 +263,7 @@ def settle(
         if isinstance(place, Conv2d):
             place.form = forms.get(conv_key(conv), "plain")
             _check_form(conv, place.form)
+            _check_device(conv, place)
 
 
 def _check_form(conv: Conv, form: str) -> None:
@@ -275,6 +293,17 @@ def is_narrow(conv: Conv) -> bool:
         and conv.in_channels // conv.groups <= _WIDEST_DIRECT
         and conv.stride <= 2
     )
+
+
+def _check_device(conv: Conv, module: Conv2d) -> None:
+    if "triton" not in module.form:
+        return
+    device = module.weight.device.type
+    if conv.groups == 1 or device != "cuda":
+        raise InputError(
+            f"train.conv_forms: {conv_key(conv)!r} has no form {module.form!r} on "
+            f"{device}; triton needs groups and CUDA."
+        )
 
 
 def folded(model: nn.Module, layout: Layout) -> nn.Module:

@@ -192,6 +192,18 @@ def gradients(normed: PerChannel, sums: Sums, products: Sums, count: int) -> Per
     return out
 
 
+def identity(normed: PerChannel) -> PerChannel:
+    """A map that changes nothing, as `normalise` would return it."""
+    nothing = np.zeros_like(normed)
+    nothing[1:3] = 1
+    return nothing
+
+
+def no_gradients(grads: PerChannel) -> PerChannel:
+    """Those of a map that changes nothing, as `gradients` would return them."""
+    return np.zeros_like(grads)
+
+
 @_over_columns
 def _relu(
     first: int,
@@ -422,23 +434,17 @@ def relu_of_sum_backward(
 
 @_compiled
 def add(total: Activations, part: Activations, stride: int) -> None:
-    """Adds to every stride-th pixel of a row and column of total.
-
-    Args:
-        total: (N, H, W, C).
-        part: (N, ceil(H / stride), ceil(W / stride), C).
-    """
+    """Adds a part to every stride-th pixel of a total (N, H, W, C)."""
     count, rows, columns, length = part.shape
     wide = length - length % WIDE
-    for n in range(count):
-        for i in range(rows):
-            for j in range(columns):
-                row, column = i * stride, j * stride
-                for c in range(0, wide, WIDE):
-                    at, to = (n, i, j, c), (n, row, column, c)
-                    value = load(total, to, zeros(WIDE)) + load(part, at, zeros(WIDE))
-                    store(total, to, value)
-                for c in range(wide, length):
-                    at, to = (n, i, j, c), (n, row, column, c)
-                    value = load(total, to, zeros(1)) + load(part, at, zeros(1))
-                    store(total, to, value)
+    for n, i in np.ndindex(count, rows):
+        for j in range(columns):
+            row, column = i * stride, j * stride
+            for c in range(0, wide, WIDE):
+                value = load(total, (n, row, column, c), zeros(WIDE))
+                value = value + load(part, (n, i, j, c), zeros(WIDE))
+                store(total, (n, row, column, c), value)
+            for c in range(wide, length):
+                value = load(total, (n, row, column, c), zeros(1))
+                value = value + load(part, (n, i, j, c), zeros(1))
+                store(total, (n, row, column, c), value)

@@ -1,7 +1,7 @@
-"""A post-activation block as one differentiable step on a CPU.
+"""A post-activation block as one differentiable step.
 
 Small batches spend as much time between operations as in them. Here a block is one
-node of autograd, which calls its convolutions and compiled loops in a row, forward and
+node of autograd, which calls its convolutions and fused kernels in a row, forward and
 backward, on weights that it casts once.
 """
 
@@ -129,6 +129,12 @@ def _convolve(conv: Conv2d, features: Tensor) -> _Convolved:
     merged = _merged(conv)
     if merged > 1:
         weight = merged_weight(weight, groups=conv.groups, merged=merged)
+    if "triton" in conv.form:
+        from resnext_ablate.compute import triton_conv
+
+        weight = weight.contiguous(memory_format=torch.channels_last)
+        out = triton_conv.convolved(features, weight, triton_conv.shape(conv, merged))
+        return _Convolved(conv, features, weight, out)
     out = torch.conv2d(
         features,
         weight,
@@ -161,6 +167,8 @@ def _gradients(step: _Convolved, grad: Tensor) -> tuple[Tensor, Tensor]:
             direct.weight_gradient(grad, saw, weight=conv.weight, stride=stride),
         )
     merged = _merged(conv)
+    if "triton" in conv.form:
+        return _triton_gradients(step, grad, merged=merged)
     features_grad, weight_grad, _ = torch.ops.aten.convolution_backward(
         grad,
         step.features,
@@ -181,6 +189,23 @@ def _gradients(step: _Convolved, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 def _is_direct(conv: Conv2d, features: Tensor) -> bool:
     return conv.form == "direct" and direct.is_possible(features)
+
+
+def _triton_gradients(
+    step: _Convolved, grad: Tensor, *, merged: int
+) -> tuple[Tensor, Tensor]:
+    """As `_gradients`, of a dense gradient."""
+    from resnext_ablate.compute import triton_conv
+
+    conv, weight = step.conv, step.weight
+    shape, dtype = triton_conv.shape(conv, merged), conv.weight.dtype
+    weight_grad = triton_conv.weight_gradient(
+        grad, step.features, shape, size=weight.shape, dtype=dtype
+    )
+    if merged > 1:
+        weight_grad = _blocks_of(weight_grad, groups=conv.groups, merged=merged)
+    size = step.features.shape
+    return triton_conv.features_gradient(grad, weight, shape, size=size), weight_grad
 
 
 def _merged(conv: Conv2d) -> int:

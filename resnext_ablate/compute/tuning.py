@@ -9,23 +9,31 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import importlib
+import importlib.metadata
 import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, TypeGuard
+from typing import Any, Literal, TypeGuard
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from resnext_ablate.architecture.shapes import Conv
 from resnext_ablate.architecture.spec import InputError
-from resnext_ablate.compute import hardware
+from resnext_ablate.compute import captures, hardware
 from resnext_ablate.compute.blocks import convolution
 from resnext_ablate.compute.hardware import Precision
-from resnext_ablate.compute.layers import Conv2d, Kernels, conv_key, is_narrow
+from resnext_ablate.compute.layers import (
+    BatchNorm2d,
+    Conv2d,
+    Kernels,
+    conv_key,
+    is_narrow,
+)
 from resnext_ablate.compute.sources import cache_folder
 from resnext_ablate.records.config import TrainConfig
 from resnext_ablate.records.records import write_atomically
@@ -35,7 +43,11 @@ _CLEARLY_FASTER = 0.95
 """A form is taken where it needs less than this share of torch's own time."""
 _WIDEST_BLOCK = 128
 """Channels of a block of merged groups: beyond, most of the work is on zeros."""
+_WIDEST_BY_TRITON = 64
+"""Channels of a group in its own kernel, which keeps a whole group on the chip."""
 _LARGEST_BATCH = 128
+_TYPICAL = (128, 128, 32, 32)
+"""Activations (N, C, H, W) that fused kernels are timed on."""
 
 _logger = logging.getLogger(__name__)
 
@@ -91,16 +103,65 @@ def resolve_kernels(
 ) -> Kernels:
     """Which kernels to train with; `auto` is fused where those can be.
 
+    On CUDA it is fused where a short timed probe finds that faster.
+
     Raises:
         InputError: fused is asked for where it cannot be.
     """
-    can_fuse = device.type == "cpu" and channels_last
+    has_kernels = device.type == "cpu" or (device.type == "cuda" and has_triton())
+    can_fuse = has_kernels and channels_last
     if kernels == "fused" and not can_fuse:
         raise InputError(
-            'train.kernels = "fused" needs a CPU and train.channels_last = true; '
-            '"auto" takes torch\'s own elsewhere.'
+            'train.kernels = "fused" needs train.channels_last = true, and a CPU or '
+            'CUDA with the package triton; "auto" takes torch\'s own elsewhere.'
         )
+    if kernels == "auto" and can_fuse and device.type == "cuda":
+        return "fused" if _is_fused_faster(device) else "torch"
     return "fused" if kernels != "torch" and can_fuse else "torch"
+
+
+def has_triton() -> bool:
+    """Whether Triton can be imported, as with torch for CUDA on Linux."""
+    try:
+        importlib.import_module("triton")
+    except ImportError:
+        return False
+    return True
+
+
+def _is_fused_faster(device: torch.device) -> bool:
+    """Whether it clearly is on a device; what fails there is not, and is tried again.
+
+    Another program may have had all the memory.
+    """
+
+    def measured(held: Mapping[str, object]) -> dict[str, object]:
+        if {"torch", "fused"} <= held.keys() and _are_times(held):
+            return dict(held)
+        return {**_kernel_times_ms(device)}
+
+    try:
+        times = kept({"what": "kernels", **machine(device)}, measured)
+    except Exception as error:
+        _logger.info("torch's own kernels: the fused ones fail here: %s", error)
+        return False
+    return _fastest(times, reference="torch") == "fused"
+
+
+def _kernel_times_ms(device: torch.device) -> dict[str, float]:
+    """Milliseconds of norm and ReLU, forward and backward, in either kernels."""
+    precision = hardware.resolve_precision("auto", device=device)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    features = _activations(_TYPICAL, dtype=dtype, device=device)
+    norm = BatchNorm2d(_TYPICAL[1]).to(device)
+
+    def act(kernels: Kernels) -> None:
+        norm.kernels = kernels
+        _differentiated(norm.relu(features), features, norm)
+
+    names: tuple[Kernels, ...] = ("torch", "fused")
+    acts: dict[str, Callable[[], None]] = {name: partial(act, name) for name in names}
+    return captures.device_ms(acts, reference="torch", device=device)
 
 
 def resolve_precision(
@@ -130,7 +191,8 @@ def fastest_forms(
     """The fastest exact form of each convolution in training, channels-last.
 
     Forward and backward are timed on one CPU thread or the device, a few milliseconds
-    a form, and torch's own form is kept unless another is clearly faster.
+    a form, and torch's own form is kept unless another is clearly faster. On CUDA forms
+    that fail are left out.
 
     Args:
         convs: of any nets; equal shapes are timed once.
@@ -151,12 +213,16 @@ def fastest_forms(
         missing = {
             key: conv
             for key, conv in shapes.items()
-            # A form that is new since then is timed beside the others.
-            if not set(forms_of(conv)) <= set(known.get(key, ()))
+            # A form that is new since then is timed beside the others. On CUDA one may
+            # be missing because it failed.
+            if key not in known
+            or (device.type == "cpu" and not set(forms_of(conv)) <= set(known[key]))
         }
         return {**known, **{key: one(conv) for key, conv in missing.items()}}
 
     about = {"what": "forms", "batch": str(batch_size), "precision": precision}
+    if device.type == "cuda":
+        about["as"] = "replayed"
     with hardware.one_thread():
         found = kept({**about, **machine(device)}, completed)
     return {key: _choice(found[key]) for key in shapes}
@@ -183,21 +249,38 @@ def candidate_forms(
     if device.type != "cuda" or conv.groups == 1:
         return ("plain", *merges)
     # Half of the group widths are slow in one layout, the other half in the other.
-    return ("plain", *merges, "nchw", *(f"nchw+{merge}" for merge in merges))
+    both = ("plain", *merges, "nchw", *(f"nchw+{merge}" for merge in merges))
+    return (*both, *_triton_forms(width, own_groups)) if has_triton() else both
+
+
+def _triton_forms(width: int, groups: int) -> list[str]:
+    """Our own kernels, with groups merged until one fills half of their smallest block,
+    16 channels, as far as that goes."""
+    merges = [
+        merged
+        for merged in range(1, groups + 1)
+        if groups % merged == 0 and merged * width <= _WIDEST_BY_TRITON
+    ]
+    useful = [merged for merged in merges if merged * width > 8] or merges[-1:]
+    return ["triton" if n == 1 else f"triton+merge{n}" for n in useful]
 
 
 def _choice(times: object) -> str:
     assert isinstance(times, dict)
-    best = min(times, key=lambda form: times[form])
-    return best if times[best] < _CLEARLY_FASTER * times["plain"] else "plain"
+    return _fastest(times, reference="plain")
+
+
+def _fastest(times: Mapping[str, Any], *, reference: str) -> str:
+    best = min(times, key=lambda name: times[name])
+    return best if times[best] < _CLEARLY_FASTER * times[reference] else reference
 
 
 def _is_sound(times: object) -> TypeGuard[dict[str, float]]:
-    return (
-        isinstance(times, dict)
-        and "plain" in times
-        and all(isinstance(value, float) and value > 0 for value in times.values())
-    )
+    return isinstance(times, dict) and "plain" in times and _are_times(times)
+
+
+def _are_times(times: Mapping[str, object]) -> bool:
+    return all(isinstance(value, float) and value > 0 for value in times.values())
 
 
 def _times_ms(
@@ -206,11 +289,11 @@ def _times_ms(
     """Milliseconds of each form; interleaved, so that a busy moment hits all."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     size = (batch_size, conv.in_channels, conv.in_side, conv.in_side)
-    features = torch.randn(size, generator=torch.Generator().manual_seed(0))
-    features = features.to(device, dtype, memory_format=torch.channels_last)
+    features = _activations(size, dtype=dtype, device=device)
     module = convolution(conv).to(device).to(memory_format=torch.channels_last)
-    features.requires_grad_()
     forms = candidate_forms(conv, precision=precision, device=device)
+    if device.type == "cuda":
+        return _device_times_ms(module, features, forms=forms, device=device)
     best = dict.fromkeys(forms, float("inf"))
     for _ in range(1 + _ROUNDS):
         for form in forms:
@@ -221,8 +304,43 @@ def _times_ms(
     return best
 
 
+def _activations(
+    size: tuple[int, ...], *, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Of a size (N, C, H, W), channels-last, as a leaf."""
+    drawn = torch.randn(size, generator=torch.Generator().manual_seed(0))
+    drawn = drawn.to(device, dtype, memory_format=torch.channels_last)
+    return drawn.requires_grad_()
+
+
+def _device_times_ms(
+    module: Conv2d, features: Tensor, *, forms: Sequence[str], device: torch.device
+) -> dict[str, float]:
+    """As `_times_ms`, replayed as training is; without the forms that fail here."""
+
+    def act(form: str) -> None:
+        module.form = form
+        outputs, seen = _forward(module, features)
+        _differentiated(outputs, seen, module)
+
+    acts = {form: partial(act, form) for form in forms}
+    return captures.device_ms(acts, reference="plain", device=device)
+
+
+def _differentiated(outputs: Tensor, features: Tensor, module: nn.Module) -> None:
+    """Backward; the gradients go, as those of a block's features do."""
+    wanted = [features, *module.parameters()]
+    torch.autograd.grad(outputs, wanted, torch.ones_like(outputs))
+
+
 def _step(conv: Conv2d, features: Tensor) -> None:
     """Forward and backward, as a block calls it."""
+    outputs, _ = _forward(conv, features)
+    torch.autograd.backward(outputs, torch.ones_like(outputs))
+
+
+def _forward(conv: Conv2d, features: Tensor) -> tuple[Tensor, Tensor]:
+    """The output, and the leaf that it is made from."""
     is_bf16 = features.dtype == torch.bfloat16
     kind = features.device.type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=is_bf16):
@@ -231,10 +349,8 @@ def _step(conv: Conv2d, features: Tensor) -> None:
             rows, columns = conv.stride
             thinned = features.detach()[:, :, ::rows, ::columns]
             thinned = thinned.contiguous(memory_format=torch.channels_last)
-            outputs = conv.pointwise(thinned.requires_grad_())
-        else:
-            outputs = conv(features)
-    torch.autograd.backward(outputs, torch.ones_like(outputs))
+            return conv.pointwise(thinned.requires_grad_()), thinned
+        return conv(features), features
 
 
 def _clock_s(device: torch.device) -> float:
@@ -246,7 +362,15 @@ def _clock_s(device: torch.device) -> float:
 
 def machine(device: torch.device) -> dict[str, str]:
     """What an answer of the cache holds for."""
-    return {"device": hardware.device_name(device), "torch": torch.__version__}
+    about = {"device": hardware.device_name(device), "torch": torch.__version__}
+    return about | {"triton": _triton_version()} if device.type == "cuda" else about
+
+
+def _triton_version() -> str:
+    try:
+        return importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return "none"
 
 
 def kept(

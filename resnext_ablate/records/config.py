@@ -30,7 +30,10 @@ from resnext_ablate.records.data_config import DataConfig
 from resnext_ablate.records.search_config import SearchConfig
 
 ConvForm = Annotated[
-    str, Field(pattern=r"^(plain|matmul|direct|nchw|(nchw\+)?merge[1-9][0-9]*)$")
+    str,
+    Field(
+        pattern=r"^(plain|matmul|direct|nchw|triton|((nchw|triton)\+)?merge[1-9][0-9]*)$"
+    ),
 ]
 _List = Field(strict=False)  # TOML has arrays, the config has tuples.
 
@@ -142,7 +145,8 @@ class TrainConfig(_Part):
     """auto: bf16 where a short timed probe finds it faster."""
     channels_last: bool = True
     kernels: Literal["auto", "torch", "fused"] = "auto"
-    """fused takes batch norm, ReLU and the addition in one pass; auto: on a CPU."""
+    """fused takes batch norm, ReLU and the addition in one pass; auto: on a CPU,
+    and on CUDA where a short timed probe finds it faster."""
     conv_forms: Literal["auto"] | dict[str, ConvForm] = "auto"
     """By shape, the exact form in which a convolution is computed. Shapes left out are
     timed when a study begins, which keeps the fastest here; {}: torch's own for all."""
