@@ -543,7 +543,7 @@ ROOMS: dict[str, set[str]] = {
 
 # Who alone may use a library that is heavy or that one room is to hide.
 KEEPERS = {
-    "numba": {"dots", "group_loops", "lanes", "loops"},
+    "numba": {"dots", "lanes"},
     "llvmlite": {"dots", "lanes"},
     "optuna_dashboard": {"trials"},
     "wandb": {"sinks"},

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from resnext_ablate.architecture.names import parse_spec
 from resnext_ablate.architecture.shapes import Conv
 from resnext_ablate.architecture.spec import InputError
-from resnext_ablate.compute import layers, loops, residual, tuning
+from resnext_ablate.compute import fused, lanes, layers, residual, tuning
 from resnext_ablate.compute.blocks import ResidualBlock
 from resnext_ablate.compute.hardware import Precision
 from resnext_ablate.compute.layers import BatchNorm2d, Conv2d, Kernels
@@ -214,7 +214,7 @@ def test_loops_compile_where_no_folder_can_be_written(
         return njit(function, **options)
 
     monkeypatch.setattr(numba, "njit", refusing)
-    doubled = loops._compiled(lambda value: 2 * value)
+    doubled = lanes.compiled(lambda value: 2 * value)
     assert doubled(21) == 42
 
 
@@ -355,6 +355,35 @@ def test_a_block_overwrites_nothing_that_others_hold(stage: int) -> None:
     before = [values.clone() for values in held]
     out.backward(grad)
     assert all(map(torch.equal, held, before))
+
+
+def test_what_may_be_overwritten_is() -> None:
+    """Gradients take the memory of features, and of a skip that has a norm, on demand
+    alone; the values are the same."""
+    first, second = _norms(2, kernels="fused", channels=8)
+    grad, *values = (
+        _randn(2, 8, 3, 3, seed=seed).contiguous(memory_format=torch.channels_last)
+        for seed in range(3)
+    )
+
+    def outs(skip_norm: BatchNorm2d | None, *, overwrites: bool) -> list[Tensor]:
+        features, skip = (value.clone() for value in values)
+        _, norms = fused.sum_forward(features, first, skip, skip_norm)
+        one, other, *_ = fused.sum_backward(
+            grad, features, skip, norms, overwrites=overwrites
+        )
+        assert (one.data_ptr() == features.data_ptr()) == overwrites
+        is_free = overwrites and skip_norm is not None
+        assert (other.data_ptr() == skip.data_ptr()) == is_free
+        features = values[0].clone()
+        _, normed = fused.relu_forward(features, first)
+        alone, _ = fused.relu_backward(grad, features, normed, overwrites=overwrites)
+        assert (alone.data_ptr() == features.data_ptr()) == overwrites
+        return [one, other, alone]
+
+    for skip_norm in (None, second):
+        new, old = (outs(skip_norm, overwrites=given) for given in (False, True))
+        assert all(map(torch.equal, new, old))
 
 
 def test_a_block_lets_go_of_what_it_is_done_with() -> None:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -25,7 +24,7 @@ from resnext_ablate.compute.dots import (
     store_pairs,
     store_pixels,
 )
-from resnext_ablate.compute.lanes import add_to, prefetch, zeros
+from resnext_ablate.compute.lanes import add_to, compiled, part, prefetch, zeros
 
 Words = npt.NDArray[np.uint16]
 Pairs = npt.NDArray[np.uint32]
@@ -37,22 +36,6 @@ SIDE = 3
 """Of a kernel."""
 _BAND_PAIRS = 1 << 14
 """Of a band of rows: it is read for each tap, from the nearer cache."""
-
-
-def _compiled(function: Any) -> Any:
-    """Compiled at its first call, and kept on disk where a folder can be written.
-
-    Numba compiles anew when this file changes, not when `dots` or `lanes` do.
-    """
-    try:
-        return numba.njit(function, nogil=True, cache=True)
-    except RuntimeError:
-        return numba.njit(function, nogil=True)
-
-
-def _part(function: Any) -> Any:
-    """Compiled along with what calls it."""
-    return numba.njit(function, nogil=True)
 
 
 class Steps(NamedTuple):
@@ -83,7 +66,7 @@ class Grid(NamedTuple):
     column_step: int
 
 
-@_part
+@part
 def _pixels(
     sums: Any,
     x: Words,
@@ -117,7 +100,7 @@ def _pixels(
     return sums
 
 
-@_part
+@part
 def _span(steps: Steps, row: int, height: int) -> tuple[int, int]:
     """The first step whose row is in the image, and the first that is below it."""
     first, last = 0, len(steps.rows)
@@ -128,7 +111,7 @@ def _span(steps: Steps, row: int, height: int) -> tuple[int, int]:
     return first, last
 
 
-@_part
+@part
 def _convolve_row(
     x: Words,
     size: tuple[int, int, int],
@@ -177,7 +160,7 @@ def _convolve_row(
                 store_pixels(out, to, grid.column_step, _pixels(eight[:1], *rest))
 
 
-@_compiled
+@compiled
 def convolve(
     x: Words,
     shape: Shape,
@@ -206,7 +189,7 @@ def convolve(
                 )
 
 
-@_part
+@part
 def _pair(
     x: Words, first: int, second: int, length: int, pairs: Pairs, start: int
 ) -> None:
@@ -217,7 +200,7 @@ def _pair(
         store_pairs(pairs, start + at, x, first + at, second + at)
 
 
-@_part
+@part
 def _pair_values(
     x: Words, shape: Shape, images: tuple[int, int], top: int, values: Pairs
 ) -> None:
@@ -235,7 +218,7 @@ def _pair_values(
             values[to : to + length] = 0
 
 
-@_part
+@part
 def _pair_grads(
     grad: Words, first: int, second: int, length: int, grads: Pairs
 ) -> None:
@@ -261,7 +244,7 @@ class Band(NamedTuple):
     """From row to row of the input."""
 
 
-@_part
+@part
 def _row_of_taps(
     band: Band,
     values_at: int,
@@ -288,7 +271,7 @@ def _row_of_taps(
     return sums
 
 
-@_part
+@part
 def _add_band(
     band: Band, windows: Places, lanes: Pairs, totals: Totals, stride: Any, window: Any
 ) -> None:
@@ -306,7 +289,7 @@ def _add_band(
                 add_to(totals, (v, tap_row, 2, j, 0), sums[2])
 
 
-@_compiled
+@compiled
 def weight_gradient(
     x: Words,
     grad: Words,
@@ -353,7 +336,7 @@ def weight_gradient(
             _add_band(band, windows, lanes, totals, stride, window)
 
 
-@_part
+@part
 def _aligned(count: int) -> Pairs:
     """So many zeros, aligned as vectors are: to read across lines takes longer."""
     room = np.zeros(count + SUMS, np.uint32)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 import llvmlite.binding
+import numba
 from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic, models, overload, register_model
@@ -23,6 +24,24 @@ _INT16, _INT32 = ir.IntType(16), ir.IntType(32)
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
 _ROUNDS = bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
 """Whether the CPU rounds to bfloat16 itself."""
+
+
+def compiled(function: Any) -> Any:
+    """Compiled at its first call, and kept on disk where a folder can be written.
+
+    Numba compiles anew when the function's own file changes, not when this one does.
+    """
+    # Only a multiplication and an addition may become one: NaN must come out as NaN.
+    options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+    try:
+        return numba.njit(function, nogil=True, cache=True, **options)
+    except RuntimeError:
+        return numba.njit(function, nogil=True, **options)
+
+
+def part(function: Any) -> Any:
+    """Compiled along with what calls it."""
+    return numba.njit(function, nogil=True, fastmath={"contract"})
 
 
 class Lanes(types.Type):

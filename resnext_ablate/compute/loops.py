@@ -17,15 +17,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
 from resnext_ablate.compute.lanes import (
     WIDE,
     add_to,
+    compiled,
     first_of,
     load,
+    part,
     prefetch,
     store,
     where_positive,
@@ -40,33 +41,15 @@ _ROWS = 64
 _ROWS_AHEAD = 16
 
 
-def _compiled(function: Any) -> Any:
-    """Compiled at its first call, and kept on disk where a folder can be written.
-
-    Numba compiles anew when this file changes, not when `lanes` does.
-    """
-    # Only a multiplication and an addition may become one: NaN must come out as NaN.
-    options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
-    try:
-        return numba.njit(function, nogil=True, cache=True, **options)
-    except RuntimeError:
-        return numba.njit(function, nogil=True, **options)
-
-
-def _part(function: Any) -> Any:
-    """Compiled along with what calls it."""
-    return numba.njit(function, nogil=True, fastmath={"contract"})
-
-
 def _over_columns(function: Any) -> Any:
     """Makes a loop over some rows and columns go over all, given shape and arguments.
 
     It takes the first and the last row, the first column, and zeros, as many as there
     are columns, before the arguments.
     """
-    columns = _part(function)
+    columns = part(function)
 
-    @_part
+    @part
     def over(shape: tuple[int, int], arguments: Any) -> None:
         rows, length = shape
         wide = length - length % WIDE
@@ -80,7 +63,7 @@ def _over_columns(function: Any) -> Any:
     return over
 
 
-@_part
+@part
 def _tiled(per_channel: PerChannel, length: int) -> PerChannel:
     """(K, C) -> (K, L)."""
     kinds, num_channels = per_channel.shape
@@ -90,7 +73,7 @@ def _tiled(per_channel: PerChannel, length: int) -> PerChannel:
     return out
 
 
-@_part
+@part
 def _by_channel(by_column: Sums, num_channels: int) -> Sums:
     """(K, L) -> (K, C)."""
     sums = np.zeros((len(by_column), num_channels))
@@ -119,7 +102,7 @@ def _add_moments(
     add_to(sums, (1, j), total_squares)
 
 
-@_part
+@part
 def _moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
     """Writes mean and biased variance of each channel."""
     length, num_channels = y.shape[1], len(mean)
@@ -137,7 +120,7 @@ def _moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
         variance[c] = sums[1, c] / count - shift * shift
 
 
-@_compiled
+@compiled
 def normalise(
     y: Activations,
     weight: PerChannel,
@@ -168,7 +151,7 @@ def normalise(
     return normed
 
 
-@_compiled
+@compiled
 def gradients(normed: PerChannel, sums: Sums, products: Sums, count: int) -> PerChannel:
     """Of a batch norm, from sums over the batch of g and of g (y - mean).
 
@@ -221,7 +204,7 @@ def _relu(
         store(out, (i, j), where_positive(value, value))
 
 
-@_compiled
+@compiled
 def relu(y: Activations, normed: PerChannel, out: Activations) -> None:
     """out = relu(scale y + offset), by what `normalise` returns."""
     _relu(y.shape, (y, _tiled(normed, y.shape[1]), out))
@@ -249,7 +232,7 @@ def _relu_of_sum(
         store(out, (i, j), where_positive(value, value))
 
 
-@_compiled
+@compiled
 def relu_of_sum(
     y: Activations,
     own: PerChannel,
@@ -286,7 +269,7 @@ def _add_relu_sums(
     add_to(sums, (1, j), products)
 
 
-@_compiled
+@compiled
 def relu_sums(grad: Activations, y: Activations, normed: PerChannel) -> Sums:
     """(2, C): sums by channel, behind the ReLU, of grad and of grad (y - mean)."""
     length = y.shape[1]
@@ -318,7 +301,7 @@ def _relu_backward(
         store(out, (i, j), scale * passed + (slope * value + level))
 
 
-@_compiled
+@compiled
 def relu_backward(
     grad: Activations,
     y: Activations,
@@ -368,7 +351,7 @@ def _add_relu_of_sum_sums(
     add_to(sums, (2, j), z_products)
 
 
-@_compiled
+@compiled
 def relu_of_sum_sums(
     grad: Activations,
     y: Activations,
@@ -415,7 +398,7 @@ def _relu_of_sum_backward(
         store(z_grad, (i, j), z_scale * passed + (z_slope * z_value + z_level))
 
 
-@_compiled
+@compiled
 def relu_of_sum_backward(
     grad: Activations,
     y: Activations,
@@ -432,19 +415,19 @@ def relu_of_sum_backward(
     _relu_of_sum_backward(y.shape, (grad, y, z, normed, grads, y_grad, z_grad))
 
 
-@_compiled
-def add(total: Activations, part: Activations, stride: int) -> None:
-    """Adds a part to every stride-th pixel of a total (N, H, W, C)."""
-    count, rows, columns, length = part.shape
+@compiled
+def add(total: Activations, added: Activations, stride: int) -> None:
+    """Adds values to every stride-th pixel of a total (N, H, W, C)."""
+    count, rows, columns, length = added.shape
     wide = length - length % WIDE
     for n, i in np.ndindex(count, rows):
         for j in range(columns):
             row, column = i * stride, j * stride
             for c in range(0, wide, WIDE):
                 value = load(total, (n, row, column, c), zeros(WIDE))
-                value = value + load(part, (n, i, j, c), zeros(WIDE))
+                value = value + load(added, (n, i, j, c), zeros(WIDE))
                 store(total, (n, row, column, c), value)
             for c in range(wide, length):
                 value = load(total, (n, row, column, c), zeros(1))
-                value = value + load(part, (n, i, j, c), zeros(1))
+                value = value + load(added, (n, i, j, c), zeros(1))
                 store(total, (n, row, column, c), value)
