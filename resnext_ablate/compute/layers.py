@@ -79,12 +79,8 @@ class Conv2d(nn.Conv2d):
         # Imported here because a machine without a GPU may have no Triton.
         from resnext_ablate.compute import triton_conv
 
-        kind = features.device.type
-        if torch.is_autocast_enabled(kind):
-            features = features.to(torch.get_autocast_dtype(kind))
-        out = triton_conv.conv2d(features, weight, triton_conv.shape(self, merged))
-        # A net has a bias here in evaluation only, with its norms folded.
-        return out if self.bias is None else out + self.bias.view(-1, 1, 1).to(out)
+        shape = triton_conv.shape(self, merged)
+        return self._with_bias(triton_conv.conv2d(_autocast(features), weight, shape))
 
     def pointwise(self, features: Tensor) -> Tensor:
         """A 1x1 convolution as a product of matrices, at stride 1."""
@@ -98,14 +94,23 @@ class Conv2d(nn.Conv2d):
         # Imported here because few who build a net train it this way.
         from resnext_ablate.compute import direct
 
-        if torch.is_autocast_enabled(features.device.type):
-            features = features.to(torch.get_autocast_dtype(features.device.type))
+        features = _autocast(features)
         if not direct.is_possible(features):
             return super().forward(features)
-        out = direct.convolve(features, self.weight, stride=self.stride[0])
-        return (
-            out if self.bias is None else out + self.bias.to(out.dtype).view(-1, 1, 1)
-        )
+        stride = self.stride[0]
+        return self._with_bias(direct.convolve(features, self.weight, stride=stride))
+
+    def _with_bias(self, out: Tensor) -> Tensor:
+        """A net has a bias here in evaluation only, with its norms folded."""
+        return out if self.bias is None else out + self.bias.view(-1, 1, 1).to(out)
+
+
+def _autocast(features: Tensor) -> Tensor:
+    """As torch would cast them for a convolution of its own."""
+    kind = features.device.type
+    if not torch.is_autocast_enabled(kind):
+        return features
+    return features.to(torch.get_autocast_dtype(kind))
 
 
 class BatchNorm2d(nn.BatchNorm2d):
