@@ -15,9 +15,12 @@ from torch import Tensor
 from resnext_ablate.compute import group_loops
 from resnext_ablate.compute.dots import HAS_DOTS, SUMS, WORDS
 from resnext_ablate.compute.fused import dense, pixels
-from resnext_ablate.compute.group_loops import SIDE, Grid, Places, Steps, Words
+from resnext_ablate.compute.group_loops import SIDE, Grid, Pairs, Places, Steps, Words
 
+_Taps = tuple[tuple[int, int, int, int], ...]
+"""By row: rows and columns from a pixel, and those of the kernel."""
 _SQUARE = [(row, column) for row in range(SIDE) for column in range(SIDE)]
+_TAPS: _Taps = tuple((row - 1, column - 1, row, column) for row, column in _SQUARE)
 
 
 def is_possible(features: Tensor) -> bool:
@@ -56,6 +59,7 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
+        """Gradients of the features and of the weight."""
         features, weight = ctx.saved_tensors
         grad = dense(grad)
         narrow = weight.to(features.dtype)
@@ -71,8 +75,7 @@ def forward(features: Tensor, weight: Tensor, *, stride: int) -> Tensor:
     out = _empty(features, rows, columns)
     length = columns * channels
     grid = Grid(rows * length, 0, rows, columns, length, channels)
-    taps = tuple((row - 1, column - 1, row, column) for row, column in _SQUARE)
-    steps = _steps(_order(*_widths(weight), taps, False), weight)
+    steps = _steps(_order(*_widths(weight), _TAPS, False), weight)
     shape = (count, height, width, channels)
     group_loops.convolve(_flat(features), shape, stride, ((steps, grid),), _flat(out))
     return out
@@ -89,11 +92,6 @@ def features_gradient(
     # Pixels in even and in odd rows and columns were seen by different taps.
     for top in range(min(stride, height)):
         for left in range(min(stride, width)):
-            taps = sorted(
-                ((top + 1 - row) // stride, (left + 1 - column) // stride, row, column)
-                for row, column in _SQUARE
-                if (top + 1 - row) % stride == 0 == (left + 1 - column) % stride
-            )
             grid = Grid(
                 image=height * length,
                 start=top * length + left * channels,
@@ -102,7 +100,7 @@ def features_gradient(
                 row_step=stride * length,
                 column_step=stride * channels,
             )
-            order = _order(*_widths(weight), tuple(taps), True)
+            order = _order(*_widths(weight), _givers(top, left, stride), True)
             grids.append((_steps(order, weight), grid))
     shape = (count, *grad.shape[2:], channels)
     group_loops.convolve(_flat(grad), shape, 1, tuple(grids), _flat(out))
@@ -115,12 +113,9 @@ def weight_gradient(
     """The gradient of a weight, (C, d, 3, 3) in its precision, from dense tensors."""
     count, channels, height, width = features.shape
     group_width = weight.shape[1]
-    chosen, windows, first = _vectors(channels, group_width)
+    chosen, windows, lanes = _takers(channels, group_width)
+    # Where groups end with their vectors, half of a window is enough.
     is_near = SUMS % group_width == 0
-    if is_near:  # No group reaches out of its vector.
-        windows = chosen[:, 0].copy()
-    inside = np.arange(group_width)[:, None]
-    lanes = (first - windows[:, None])[:, None, :] + inside
     totals = np.zeros((len(chosen), SIDE, SIDE, group_width, SUMS))
     shape = (count, height, width, channels)
     group_loops.weight_gradient(
@@ -130,7 +125,7 @@ def weight_gradient(
         (0,) * stride,
         windows,
         (0,) if is_near else (0, 0),
-        lanes.astype(np.uint32).reshape(-1),
+        lanes,
         totals,
     )
     out = np.empty(tuple(weight.shape), np.float32)
@@ -160,7 +155,7 @@ def _steps(order: _Order, weight: Tensor) -> Steps:
 def _order(
     channels: int,
     group_width: int,
-    taps: tuple[tuple[int, int, int, int], ...],
+    taps: _Taps,
     is_gradient: bool,
 ) -> _Order:
     """What a pixel takes from its taps.
@@ -168,7 +163,7 @@ def _order(
     Args:
         channels: C of a weight (C, d, 3, 3).
         group_width: its d.
-        taps: rows and columns from the pixel, by row, then those of the kernel.
+        taps: of the pixel.
         is_gradient: whether channels take what they have given.
     """
     chosen, windows, first = _vectors(channels, group_width)
@@ -194,6 +189,28 @@ def _order(
         lanes=lanes.reshape(split).transpose(0, 2, 1, 3).astype(np.uint16).reshape(-1),
         factors=by_tap.reshape(*split, -1).transpose(0, 4, 2, 1, 3).reshape(-1),
     )
+
+
+@lru_cache
+def _givers(top: int, left: int, stride: int) -> _Taps:
+    """The taps that have seen a pixel, by its row and column modulo the stride."""
+    taps = (
+        ((top + 1 - row) // stride, (left + 1 - column) // stride, row, column)
+        for row, column in _SQUARE
+        if (top + 1 - row) % stride == 0 == (left + 1 - column) % stride
+    )
+    return tuple(sorted(taps))
+
+
+@lru_cache(maxsize=1024)
+def _takers(channels: int, group_width: int) -> tuple[Places, Places, Pairs]:
+    """Channels, windows and lanes as `group_loops.weight_gradient` takes them."""
+    chosen, windows, first = _vectors(channels, group_width)
+    if SUMS % group_width == 0:  # No group reaches out of its vector.
+        windows = chosen[:, 0].copy()
+    inside = np.arange(group_width)[:, None]
+    lanes = (first - windows[:, None])[:, None, :] + inside
+    return chosen, windows, lanes.astype(np.uint32).reshape(-1)
 
 
 @lru_cache
