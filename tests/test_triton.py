@@ -132,7 +132,7 @@ def compiled(
 
 def _is_part(name: str) -> bool:
     """Whether it is called by kernels, not launched."""
-    parts = "load columns tile behind_relu affine sum_of_both taken"
+    parts = "load columns tile behind_relu store_sums affine sum_of_both taken"
     return name.removeprefix("_") in parts.split()
 
 

@@ -36,12 +36,12 @@ class Capture(Protocol):
         """Does what was captured."""
 
 
-class Room:
-    """Where graphs are captured; memory is kept by stream."""
+class Pool:
+    """Memory that graphs share; it is kept by stream, so they share that as well."""
 
     def __init__(self, device: torch.device) -> None:
         self.stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self.pool = torch.cuda.graph_pool_handle()
+        self.handle = torch.cuda.graph_pool_handle()
 
 
 class CudaCapture:
@@ -49,14 +49,14 @@ class CudaCapture:
 
     Args:
         device: where it runs.
-        room: stream and memory that graphs share which are never replayed at once, and
-            whose results nobody reads; None: its own.
+        pool: of graphs that are never replayed at once, and whose results nobody reads;
+            None: its own.
     """
 
-    def __init__(self, device: torch.device, *, room: Room | None = None) -> None:
-        room = room or Room(device)
+    def __init__(self, device: torch.device, *, pool: Pool | None = None) -> None:
+        pool = pool or Pool(device)
         self._device = device
-        self._pool, self._stream = room.pool, room.stream
+        self._pool, self._stream = pool.handle, pool.stream
         self._graph = torch.cuda.CUDAGraph()
 
     def beside(self, act: Callable[[], None]) -> None:
@@ -132,11 +132,11 @@ def device_ms(
 ) -> dict[str, float]:
     """As `replayed_ms`, on a CUDA device."""
     # Each act's activations would stay allocated otherwise.
-    room = Room(device)
+    pool = Pool(device)
     return replayed_ms(
         acts,
         reference=reference,
-        capture=lambda: CudaCapture(device, room=room),
+        capture=lambda: CudaCapture(device, pool=pool),
         clock_s=lambda: synchronised_time_s(device),
     )
 

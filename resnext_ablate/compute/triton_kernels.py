@@ -50,6 +50,20 @@ def _behind_relu(value: tl.tensor, passed: tl.tensor) -> Any:
 
 
 @triton.jit
+def _store_sums(
+    sums: tl.tensor,
+    kind: tl.constexpr,
+    length: tl.tensor,
+    column: tl.tensor,
+    there: tl.tensor,
+    total: tl.tensor,
+) -> None:
+    """Writes one of the kinds of sums of a program, over its rows."""
+    part = kind * tl.num_programs(0) + tl.program_id(0)
+    tl.store(sums + part * length + column, tl.sum(total, axis=0), mask=there)
+
+
+@triton.jit
 def moments(
     y: tl.tensor,
     sums: tl.tensor,
@@ -71,10 +85,8 @@ def moments(
         value = tl.where(inside, _load(y, place, inside) - origin, 0.0)
         total += value
         squares += value * value
-    part = sums + tl.program_id(0) * length + column
-    kind = tl.num_programs(0) * length
-    tl.store(part, tl.sum(total, axis=0), mask=there)
-    tl.store(part + kind, tl.sum(squares, axis=0), mask=there)
+    _store_sums(sums, 0, length, column, there, total)
+    _store_sums(sums, 1, length, column, there, squares)
 
 
 @triton.jit
@@ -254,10 +266,8 @@ def relu_sums(
         passed = _behind_relu(before, _load(grad, place, inside))
         total += passed
         products += passed * (value - mean)
-    part = sums + tl.program_id(0) * length + column
-    kind = tl.num_programs(0) * length
-    tl.store(part, tl.sum(total, axis=0), mask=there)
-    tl.store(part + kind, tl.sum(products, axis=0), mask=there)
+    _store_sums(sums, 0, length, column, there, total)
+    _store_sums(sums, 1, length, column, there, products)
 
 
 @triton.jit
@@ -317,12 +327,10 @@ def relu_of_sum_sums(
         products += passed * (value - mean)
         if NORMED:
             z_products += passed * (z_value - z_mean)
-    part = sums + tl.program_id(0) * length + column
-    kind = tl.num_programs(0) * length
-    tl.store(part, tl.sum(total, axis=0), mask=there)
-    tl.store(part + kind, tl.sum(products, axis=0), mask=there)
+    _store_sums(sums, 0, length, column, there, total)
+    _store_sums(sums, 1, length, column, there, products)
     if NORMED:
-        tl.store(part + 2 * kind, tl.sum(z_products, axis=0), mask=there)
+        _store_sums(sums, 2, length, column, there, z_products)
 
 
 @triton.jit
