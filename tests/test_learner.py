@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from resnext_ablate.architecture.names import parse_spec
 from resnext_ablate.compute.data import Batch
-from resnext_ablate.compute.learner import new_learner, update
+from resnext_ablate.compute.learner import compile_loops, new_learner, update
 from resnext_ablate.records.config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -49,3 +53,74 @@ def test_gradients_of_micro_batches_add_up(count: int) -> None:
     for one, other in zip(parts, whole, strict=True):
         assert other.abs().max() > 0
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+SIGNATURES = """
+import json, sys, torch
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.compute import group_loops, loops
+from resnext_ablate.compute.data import Batch
+from resnext_ablate.compute.layers import conv_key, is_narrow
+from resnext_ablate.compute.learner import compile_loops, new_learner, update
+from resnext_ablate.records.config import TrainConfig
+
+def count():
+    modules = (loops, group_loops)
+    values = [value for module in modules for value in vars(module).values()]
+    return sum(len(getattr(value, "signatures", ())) for value in values)
+
+spec, precision = parse_spec(sys.argv[1]), sys.argv[2]
+convs = [conv for conv in spec.layout(16).convs if is_narrow(conv)]
+learner = new_learner(
+    spec,
+    generators=[torch.Generator().manual_seed(0)],
+    config=TrainConfig(
+        epochs=1,
+        precision=precision,
+        kernels="fused",
+        conv_forms={conv_key(conv): "direct" for conv in convs},
+    ),
+    image_size=16,
+    device=torch.device("cpu"),
+)
+before = count()
+compile_loops(learner)
+compiled = count()
+batch = Batch(torch.randn(5, spec.in_channels, 16, 16), torch.zeros(5, 1).long())
+update(learner, batch, learning_rate=0.1, wrong=torch.zeros(1, dtype=torch.int64))
+print(json.dumps([len(convs), before, compiled, count()]))
+"""
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_compiles_nothing_that_was_not_compiled(precision: str) -> None:
+    """In a new process: blocks with and without a projection, narrow groups of widths
+    that divide a vector and that do not, at both strides."""
+    name = "resnext20-32x1.2.3d-t16"
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNATURES, name, precision],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    narrow, before, compiled, after = json.loads(done.stdout)
+    assert narrow == 6
+    assert before < compiled == after
+
+
+def test_compiling_leaves_a_net_as_it_was() -> None:
+    """Weights, running averages, gradients and the random state of torch."""
+    learner = new_learner(
+        parse_spec("resnext11-4x2d-t8-in1"),
+        generators=[torch.Generator().manual_seed(seed) for seed in (0, 1)],
+        config=TrainConfig(epochs=1, precision="fp32", kernels="fused"),
+        image_size=8,
+        device=CPU,
+    )
+    state = {key: value.clone() for key, value in learner.model.state_dict().items()}
+    drawn = torch.get_rng_state()
+    compile_loops(learner)
+    for key, value in learner.model.state_dict().items():
+        assert torch.equal(value, state[key]), key
+    assert all(weight.grad is None for weight in learner.model.parameters())
+    assert torch.equal(torch.get_rng_state(), drawn)

@@ -6,6 +6,7 @@ as one net: losses, errors and logits then have a place for each.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -85,6 +86,24 @@ def new_learner(
         precision=resolve_precision(config.precision, device=device),
         num_micro_batches=num_micro_batches,
     )
+
+
+def compile_loops(learner: Learner) -> None:
+    """Compiles what a net on a CPU trains by, where this process has not yet.
+
+    That takes seconds, which are no time of a run. A copy of the net sees two small
+    images; its layers meet there whatever they will meet later.
+    """
+    if learner.device.type != "cpu":
+        return
+    model = copy.deepcopy(learner.model).train()
+    spec = model.spec
+    side = spec.total_stride
+    images = torch.zeros(2, model.copies * spec.in_channels, side, side)
+    images = images.contiguous(memory_format=torch.channels_last)
+    with _autocast(learner):
+        logits = model(_arranged(learner, images))
+    logits.float().sum().backward()
 
 
 def update(

@@ -32,7 +32,7 @@ from resnext_ablate.compute.hardware import (
     reset_peak_memory,
     synchronised_time_s,
 )
-from resnext_ablate.compute.learner import evaluator, new_learner
+from resnext_ablate.compute.learner import compile_loops, evaluator, new_learner
 from resnext_ablate.compute.optimization import learning_rate
 from resnext_ablate.compute.peers import ALONE, Peers
 from resnext_ablate.compute.training_state import (
@@ -151,6 +151,7 @@ def train_together(
             num_micro_batches=num_micro_batches,
             peers=peers,
         )
+        compile_loops(learner)
         run = Run(
             learner=learner,
             step=step_of(learner),
