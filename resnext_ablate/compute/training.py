@@ -151,7 +151,6 @@ def train_together(
             num_micro_batches=num_micro_batches,
             peers=peers,
         )
-        compile_loops(learner)
         run = Run(
             learner=learner,
             step=step_of(learner),
@@ -166,6 +165,7 @@ def train_together(
 
 
 def _train(run: Run) -> None:
+    compile_loops(run.learner)
     progress = begin(run)
     for one, epochs in zip(run.seeds, progress.epochs, strict=True):
         for metrics in epochs:
