@@ -37,8 +37,8 @@ def convolve(features: Tensor, weight: Tensor, *, stride: int) -> Tensor:
     """A 3 x 3 convolution in groups, with a pixel of zeros around the image.
 
     Args:
-        features: (N, C, H, W), C at least 32.
-        weight: (C, d, 3, 3) in any precision; taken in bfloat16.
+        features: (N, C, H, W), C at least 16.
+        weight: (C, d, 3, 3) in any precision, d at most 16; taken in bfloat16.
         stride: 1 or 2.
 
     Returns:
@@ -123,6 +123,7 @@ def weight_gradient(
         _flat(grad),
         shape,
         (0,) * stride,
+        chosen[:, 0].copy(),
         windows,
         (0,) if is_near else (0, 0),
         lanes,
@@ -139,6 +140,7 @@ class _Order(NamedTuple):
     rows: Places
     columns: Places
     pairs: Places
+    begins: Places
     windows: Places
     lanes: Words
     factors: Places
@@ -185,6 +187,7 @@ def _order(
         rows=np.repeat(rows, num_pairs),
         columns=np.repeat(columns, num_pairs),
         pairs=np.tile(np.arange(num_pairs) * WORDS, len(taps)),
+        begins=chosen[:, 0].copy(),
         windows=windows,
         lanes=lanes.reshape(split).transpose(0, 2, 1, 3).astype(np.uint16).reshape(-1),
         factors=by_tap.reshape(*split, -1).transpose(0, 4, 2, 1, 3).reshape(-1),
@@ -216,10 +219,22 @@ def _takers(channels: int, group_width: int) -> tuple[Places, Places, Pairs]:
 @lru_cache
 def _vectors(channels: int, group_width: int) -> tuple[Places, Places, Places]:
     """The channels (vectors, SUMS) of each vector, its window, its groups' firsts."""
-    begin = np.minimum(np.arange(0, channels, SUMS), channels - SUMS)
-    chosen = begin[:, None] + np.arange(SUMS)
+    begins = [0]
+    while begins[-1] + SUMS < channels:
+        begin = min(begins[-1] + SUMS, channels - SUMS)
+        # Some channels twice where the groups of a whole vector would fill no window.
+        while _reach(begin, group_width) > WORDS:
+            begin -= 1
+        begins.append(begin)
+    chosen = np.array(begins)[:, None] + np.arange(SUMS)
     first = chosen // group_width * group_width
-    return chosen, np.minimum(first[:, 0], channels - WORDS), first
+    return chosen, np.minimum(first[:, 0], max(channels - WORDS, 0)), first
+
+
+def _reach(begin: int, group_width: int) -> int:
+    """Channels of all groups that have one in the vector from `begin` on."""
+    end = -(-(begin + SUMS) // group_width) * group_width
+    return end - begin // group_width * group_width
 
 
 def _widths(weight: Tensor) -> tuple[int, int]:

@@ -40,6 +40,7 @@ def add_pixels(
     step: Any,
     inside: Any,
     nothing: Any,
+    held: Any,
     lanes: Any,
     lanes_at: Any,
     factors: Any,
@@ -50,10 +51,11 @@ def add_pixels(
     Args:
         sums: a tuple, `SUMS` for each pixel.
         values: flat uint16, the bits of bfloat16.
-        start: where the `WORDS` values of the first pixel are.
+        start: where the values of the first pixel are.
         step: from pixel to pixel.
         inside: whether the first and the last pixel are any.
         nothing: flat uint16, `WORDS` zeros in place of those that are not.
+        held: how many values of a pixel are read, `WORDS` at most.
         lanes: flat uint16, from `lanes_at` on which of the values each place takes.
         factors: flat uint16, from `factors_at` on the bits of what it is multiplied by.
     """
@@ -61,14 +63,15 @@ def add_pixels(
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
         out, ends = given[0], cgutils.unpack_tuple(builder, given[4], 2)
-        index = _load(builder, data(6), given[7], _WORDS)
-        factor = _load(builder, data(8), given[9], _WORDS)
+        index = _load(builder, data(7), given[8], _WORDS)
+        factor = _load(builder, data(9), given[10], _WORDS)
+        is_held = _first_lanes(builder, given[6])
         for pixel in range(sums.count):
             pointer = builder.gep(data(1), [_plus(builder, given[2], given[3], pixel)])
             for end, is_inside in zip((0, sums.count - 1), ends, strict=True):
                 if pixel == end:
                     pointer = builder.select(is_inside, pointer, data(5))
-            found = _load(builder, pointer, ir.Constant(_INT64, 0), _WORDS)
+            found = _load_some(builder, pointer, is_held)
             name = "llvm.x86.avx512.permvar.hi.512"
             found = _call(builder, name, _WORDS, [found, index])
             total = _dot(builder, builder.extract_value(out, pixel), found, factor)
@@ -76,7 +79,7 @@ def add_pixels(
         return out
 
     int64 = types.int64
-    rest = (int64, int64, inside, nothing, lanes, int64, factors, int64)
+    rest = (int64, int64, inside, nothing, int64, lanes, int64, factors, int64)
     return sums(sums, values, *rest), generate
 
 
@@ -211,6 +214,28 @@ def _plus(builder: Any, start: Any, step: Any, times: int) -> Any:
 def _load(builder: Any, data: Any, place: Any, kind: ir.Type) -> Any:
     pointer = builder.bitcast(builder.gep(data, [place]), kind.as_pointer())
     return builder.load(pointer, align=2)
+
+
+def _first_lanes(builder: Any, count: Any) -> Any:
+    """Of a vector of `WORDS`, which lanes come before a number of them."""
+    numbers = ir.VectorType(_INT16, WORDS)
+    limit = builder.insert_element(
+        ir.Constant(numbers, ir.Undefined),
+        builder.trunc(count, _INT16),
+        ir.Constant(_INT32, 0),
+    )
+    nowhere = ir.Constant(ir.VectorType(_INT32, WORDS), [0] * WORDS)
+    limit = builder.shuffle_vector(limit, limit, nowhere)
+    lanes = ir.Constant(numbers, list(range(WORDS)))
+    return builder.icmp_unsigned("<", lanes, limit)
+
+
+def _load_some(builder: Any, pointer: Any, chosen: Any) -> Any:
+    """`WORDS` values, zeros and no look at the memory where a lane is not chosen."""
+    pointer = builder.bitcast(pointer, _WORDS.as_pointer())
+    nothing = ir.Constant(_WORDS, [0] * WORDS)
+    arguments = [pointer, ir.Constant(_INT32, 2), chosen, nothing]
+    return _call(builder, "llvm.masked.load.v32i16.p0", _WORDS, arguments)
 
 
 def _store(builder: Any, data: Any, place: Any, value: Any) -> None:

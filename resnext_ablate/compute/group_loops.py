@@ -6,7 +6,7 @@ Here 16 channels of the output lie in the lanes of a vector whatever their group
 each takes the channels of its own group, two at a time, from the pixels around.
 
 Activations are flat uint16 that hold the bits of bfloat16, (N, H, W, C) with C at least
-`WORDS`; sums are float32, and float64 over bands of rows.
+`SUMS`; sums are float32, and float64 over bands of rows.
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ class Steps(NamedTuple):
     columns: Places
     pairs: Places
     """Where the lanes of a step begin among those of a vector of channels."""
+    begins: Places
+    """The first channel of each vector of channels."""
     windows: Places
-    """For each vector of channels: the first of `WORDS` among which its groups are."""
+    """For each of them: the first of `WORDS` channels among which its groups are."""
     lanes: Words
     """Flat (vectors, pairs, WORDS): which of those each place takes."""
     factors: Words
@@ -77,6 +79,7 @@ def _pixels(
     vector: tuple[int, int],
     offsets: Places,
     nothing: Words,
+    held: int,
 ) -> Any:
     """The sums of some pixels of a row, over those steps whose row is in the image."""
     place, step = at
@@ -92,6 +95,7 @@ def _pixels(
             step,
             inside,
             nothing,
+            held,
             steps.lanes,
             lanes_at + steps.pairs[i],
             steps.factors,
@@ -131,6 +135,7 @@ def _convolve_row(
     num_factors = len(steps.factors) // num_vectors
     z = zeros(SUMS)
     eight = (z, z, z, z, z, z, z, z)
+    held = min(channels, WORDS)
     at_once = 8 if grid.columns >= 8 else 4 if grid.columns >= 4 else 1
     span = _span(steps, stride * row, height)
     x_row = (image * height + stride * row) * width * channels
@@ -146,12 +151,12 @@ def _convolve_row(
             prefetch(out, (place,))
         vector = (v * num_lanes, v * num_factors)
         for begin in range(0, grid.columns, at_once):
-            # The last columns and channels once more where they fill no vector.
+            # The last columns once more where they are too few.
             column = min(begin, grid.columns - at_once)
-            to = out_row + min(SUMS * v, channels - SUMS) + column * grid.column_step
+            to = out_row + steps.begins[v] + column * grid.column_step
             ends = (stride * column, stride * (column + at_once - 1), width)
             at = (x_row + steps.windows[v] + column * step, step)
-            rest = (x, at, ends, steps, span, vector, offsets, blank)
+            rest = (x, at, ends, steps, span, vector, offsets, blank, held)
             if at_once == 8:
                 store_pixels(out, to, grid.column_step, _pixels(eight, *rest))
             elif at_once == 4:
@@ -194,6 +199,10 @@ def _pair(
     x: Words, first: int, second: int, length: int, pairs: Pairs, start: int
 ) -> None:
     """Writes a row of one image and that of another as pairs."""
+    if length < WORDS:
+        for i in range(length):
+            pairs[start + i] = x[first + i] | (np.uint32(x[second + i]) << 16)
+        return
     for place in range(0, length, WORDS):
         # The last values once more where they do not fill a vector.
         at = min(place, length - WORDS)
@@ -273,17 +282,21 @@ def _row_of_taps(
 
 @part
 def _add_band(
-    band: Band, windows: Places, lanes: Pairs, totals: Totals, stride: Any, window: Any
+    band: Band,
+    begins: Places,
+    windows: Places,
+    lanes: Pairs,
+    totals: Totals,
+    stride: Any,
+    window: Any,
 ) -> None:
     group_width = totals.shape[3]
     for v in range(len(windows)):
-        # The last channels once more where they do not fill a vector.
-        g = min(SUMS * v, band.channels - SUMS)
         for tap_row in range(SIDE):
             x = tap_row * band.row_step + windows[v]
             for j in range(group_width):
                 index = (v * group_width + j) * SUMS
-                sums = _row_of_taps(band, x, g, lanes, index, stride, window)
+                sums = _row_of_taps(band, x, begins[v], lanes, index, stride, window)
                 add_to(totals, (v, tap_row, 0, j, 0), sums[0])
                 add_to(totals, (v, tap_row, 1, j, 0), sums[1])
                 add_to(totals, (v, tap_row, 2, j, 0), sums[2])
@@ -295,6 +308,7 @@ def weight_gradient(
     grad: Words,
     shape: Shape,
     stride: tuple[int, ...],
+    begins: Places,
     windows: Places,
     window: tuple[int, ...],
     lanes: Pairs,
@@ -309,7 +323,7 @@ def weight_gradient(
         grad: of its output.
         shape: of x, (N, H, W, C).
         stride: as many numbers as it is.
-        windows: as those of `Steps`.
+        begins, windows: as those of `Steps`.
         window: one number where groups end where vectors do, two where not.
         lanes: flat (vectors, d, SUMS): which of a window each lane takes.
         totals: (vectors, 3, 3, d, SUMS).
@@ -333,12 +347,15 @@ def weight_gradient(
             other = at + rows * length if has_second else -1
             _pair_grads(grad, at, other, here * length, grads)
             band = Band(read, grads, here, columns, channels, padded)
-            _add_band(band, windows, lanes, totals, stride, window)
+            _add_band(band, begins, windows, lanes, totals, stride, window)
 
 
 @part
 def _aligned(count: int) -> Pairs:
-    """So many zeros, aligned as vectors are: to read across lines takes longer."""
-    room = np.zeros(count + SUMS, np.uint32)
+    """So many zeros, aligned as vectors are: to read across lines takes longer.
+
+    There are more behind them, as a window of few channels reaches out of them.
+    """
+    room = np.zeros(count + SUMS + WORDS, np.uint32)
     first = -(room.ctypes.data // 4) % SUMS
     return room[first : first + count]

@@ -24,9 +24,9 @@ Kernels = Literal["torch", "fused"]
 """fused: batch norm, ReLU and the residual addition in one pass, on one CPU thread or
 on CUDA by Triton."""
 
-_FEWEST_DIRECT = 32
-"""Channels of a vector and of its neighbours."""
-_WIDEST_DIRECT = 8
+_FEWEST_DIRECT = 16
+"""Channels of a vector."""
+_WIDEST_DIRECT = 16
 """Channels of a group; wider ones fill vectors by themselves."""
 
 
