@@ -60,7 +60,7 @@ import json, sys, torch
 from resnext_ablate.architecture.names import parse_spec
 from resnext_ablate.compute import group_loops, loops
 from resnext_ablate.compute.data import Batch
-from resnext_ablate.compute.layers import conv_key, is_narrow
+from resnext_ablate.compute.layers import conv_key, has_direct
 from resnext_ablate.compute.learner import compile_loops, new_learner, update
 from resnext_ablate.records.config import TrainConfig
 
@@ -70,7 +70,7 @@ def count():
     return sum(len(getattr(value, "signatures", ())) for value in values)
 
 spec, precision = parse_spec(sys.argv[1]), sys.argv[2]
-convs = [conv for conv in spec.layout(16).convs if is_narrow(conv)]
+convs = [conv for conv in spec.layout(16).convs if has_direct(conv)]
 learner = new_learner(
     spec,
     generators=[torch.Generator().manual_seed(0)],
@@ -93,18 +93,22 @@ print(json.dumps([len(convs), before, compiled, count()]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_step_compiles_nothing_that_was_not_compiled(precision: str) -> None:
-    """In a new process: blocks with and without a projection, narrow groups of widths
-    that divide a vector and that do not, at both strides."""
-    name = "resnext20-32x1.2.3d-t16"
+@pytest.mark.parametrize(
+    "name", ["resnext20-32x1.2.3d-t16", "resnext20-2x10.15.40d-t16"]
+)
+def test_a_step_compiles_nothing_that_was_not_compiled(
+    name: str, precision: str
+) -> None:
+    """In a new process: blocks with and without a projection, groups of widths that
+    divide a vector, that do not, and that fill some, at both strides."""
     done = subprocess.run(
         [sys.executable, "-c", SIGNATURES, name, precision],
         capture_output=True,
         check=True,
         text=True,
     )
-    narrow, before, compiled, after = json.loads(done.stdout)
-    assert narrow == 6
+    num_direct, before, compiled, after = json.loads(done.stdout)
+    assert num_direct == 6
     assert before < compiled == after
 
 

@@ -1,4 +1,4 @@
-"""Convolutions of narrow groups by compiled loops of a CPU, as differentiable steps.
+"""Convolutions in groups by compiled loops of a CPU, as differentiable steps.
 
 Features are bfloat16 (N, C, H, W), channels-last, and so are their gradients.
 """
@@ -21,6 +21,10 @@ _Taps = tuple[tuple[int, int, int, int], ...]
 """By row: rows and columns from a pixel, and those of the kernel."""
 _SQUARE = [(row, column) for row in range(SIDE) for column in range(SIDE)]
 _TAPS: _Taps = tuple((row - 1, column - 1, row, column) for row, column in _SQUARE)
+_WIDEST_MIXED = 8
+"""Channels of a group that shares vectors with others."""
+_BLOCK = 8
+"""Channels of a group at most whose sums of a row of taps are held in registers."""
 
 
 def is_possible(features: Tensor) -> bool:
@@ -38,7 +42,7 @@ def convolve(features: Tensor, weight: Tensor, *, stride: int) -> Tensor:
 
     Args:
         features: (N, C, H, W), C at least 16.
-        weight: (C, d, 3, 3) in any precision, d at most 16; taken in bfloat16.
+        weight: (C, d, 3, 3) in any precision; taken in bfloat16.
         stride: 1 or 2.
 
     Returns:
@@ -68,14 +72,16 @@ class _Convolution(torch.autograd.Function):
         return out, weight_grad, None
 
 
-def forward(features: Tensor, weight: Tensor, *, stride: int) -> Tensor:
-    """As `convolve`, of dense features and a weight in bfloat16."""
+def forward(
+    features: Tensor, weight: Tensor, *, stride: int, bias: Tensor | None = None
+) -> Tensor:
+    """As `convolve`, of dense features and a weight in bfloat16, plus a bias (C,)."""
     count, channels, height, width = features.shape
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
     out = _empty(features, rows, columns)
     length = columns * channels
     grid = Grid(rows * length, 0, rows, columns, length, channels)
-    steps = _steps(_order(*_widths(weight), _TAPS, False), weight)
+    steps = _steps(_order(*_widths(weight), _TAPS, False), weight, bias)
     shape = (count, height, width, channels)
     group_loops.convolve(_flat(features), shape, stride, ((steps, grid),), _flat(out))
     return out
@@ -113,24 +119,26 @@ def weight_gradient(
     """The gradient of a weight, (C, d, 3, 3) in its precision, from dense tensors."""
     count, channels, height, width = features.shape
     group_width = weight.shape[1]
-    chosen, windows, lanes = _takers(channels, group_width)
-    # Where groups end with their vectors, half of a window is enough.
-    is_near = SUMS % group_width == 0
-    totals = np.zeros((len(chosen), SIDE, SIDE, group_width, SUMS))
+    takers = _takers(channels, group_width)
+    totals = np.zeros((len(takers.begins), SIDE, SIDE, len(takers.slots), SUMS))
     shape = (count, height, width, channels)
     group_loops.weight_gradient(
         _flat(features),
         _flat(grad),
         shape,
         (0,) * stride,
-        chosen[:, 0].copy(),
-        windows,
-        (0,) if is_near else (0, 0),
-        lanes,
+        takers.begins,
+        takers.windows,
+        # Where groups end with their vectors, half of a window is enough.
+        (0,) if SUMS % group_width == 0 else (0, 0),
+        takers.lanes,
+        takers.firsts,
+        takers.block,
         totals,
     )
     out = np.empty(tuple(weight.shape), np.float32)
-    out[chosen] = totals.transpose(0, 4, 3, 1, 2)
+    own = takers.chosen[:, :, None], takers.slots
+    out[own] = totals.transpose(0, 4, 3, 1, 2)[:, : takers.chosen.shape[1]]
     return torch.from_numpy(out).to(weight.dtype)
 
 
@@ -141,16 +149,22 @@ class _Order(NamedTuple):
     columns: Places
     pairs: Places
     begins: Places
+    counts: Places
     windows: Places
     lanes: Words
+    shared: tuple[int, ...]
     factors: Places
     """One past the last where there is none."""
 
 
-def _steps(order: _Order, weight: Tensor) -> Steps:
-    """What a pixel takes, by the bits of a weight in bfloat16."""
+def _steps(order: _Order, weight: Tensor, bias: Tensor | None = None) -> Steps:
+    """What a pixel takes, by the bits of a weight in bfloat16, and starts from."""
+    starts = np.zeros((len(order.begins), SUMS), np.float32)
+    if bias is not None:
+        own = np.arange(order.counts[0])
+        starts[:, own] = bias.float().numpy()[order.begins[:, None] + own]
     bits = np.append(weight.contiguous().view(torch.uint16).numpy(), np.uint16(0))
-    return Steps(*order[:-1], factors=bits[order.factors])
+    return Steps(*order[:-1], factors=bits[order.factors], starts=starts.reshape(-1))
 
 
 @lru_cache(maxsize=1024)
@@ -169,10 +183,15 @@ def _order(
         is_gradient: whether channels take what they have given.
     """
     chosen, windows, first = _vectors(channels, group_width)
-    num_pairs = (group_width + 1) // 2
-    # An odd width's last pair takes its one channel twice, the second time for nothing.
+    num_pairs, count = (group_width + 1) // 2, chosen.shape[1]
+    is_shared = group_width > _WIDEST_MIXED
     inside = np.arange(2 * num_pairs)
-    taken = np.minimum(inside, group_width - 1)
+    # An odd width's last pair takes one channel for nothing: its own, or the one before
+    # where the two must be neighbours.
+    taken, is_idle = np.minimum(inside, group_width - 1), inside >= group_width
+    if is_shared and group_width % 2:
+        taken[-2:], is_idle[-2:] = inside[-3:-1], (True, False)
+    pairs = taken[::2] if is_shared else np.arange(num_pairs) * WORDS
     lanes = (first - windows[:, None])[:, :, None] + taken
     own = chosen - first
     if is_gradient:
@@ -181,15 +200,24 @@ def _order(
         places = chosen[:, :, None] * group_width + taken
     rows, columns, *kernel = (np.array(each) for each in zip(*taps, strict=True))
     by_tap = places[..., None] * SIDE**2 + SIDE * kernel[0] + kernel[1]
-    by_tap[:, :, inside >= group_width] = channels * group_width * SIDE**2
-    split = (*chosen.shape, num_pairs, 2)
+    by_tap[:, :, is_idle] = channels * group_width * SIDE**2
+    # Lanes without a channel take nothing.
+    by_tap = np.pad(
+        by_tap,
+        ((0, 0), (0, SUMS - count), (0, 0), (0, 0)),
+        constant_values=channels * group_width * SIDE**2,
+    )
+    split = (len(chosen), SUMS, num_pairs, 2)
+    lanes = lanes.reshape(split).transpose(0, 2, 1, 3) if not is_shared else lanes[:0]
     return _Order(
         rows=np.repeat(rows, num_pairs),
         columns=np.repeat(columns, num_pairs),
-        pairs=np.tile(np.arange(num_pairs) * WORDS, len(taps)),
+        pairs=np.tile(pairs, len(taps)),
         begins=chosen[:, 0].copy(),
+        counts=np.full(len(chosen), count),
         windows=windows,
-        lanes=lanes.reshape(split).transpose(0, 2, 1, 3).astype(np.uint16).reshape(-1),
+        lanes=lanes.astype(np.uint16).reshape(-1),
+        shared=(0, 0) if is_shared else (0,),
         factors=by_tap.reshape(*split, -1).transpose(0, 4, 2, 1, 3).reshape(-1),
     )
 
@@ -205,20 +233,58 @@ def _givers(top: int, left: int, stride: int) -> _Taps:
     return tuple(sorted(taps))
 
 
+class _Takers(NamedTuple):
+    """What `group_loops.weight_gradient` takes, and what its totals are of."""
+
+    begins: Places
+    windows: Places
+    lanes: Pairs
+    firsts: Places
+    block: tuple[int, ...]
+    chosen: Places
+    """(vectors, channels of each): which those are."""
+    slots: Places
+    """By place in the totals, the channel within a group."""
+
+
 @lru_cache(maxsize=1024)
-def _takers(channels: int, group_width: int) -> tuple[Places, Places, Pairs]:
-    """Channels, windows and lanes as `group_loops.weight_gradient` takes them."""
+def _takers(channels: int, group_width: int) -> _Takers:
     chosen, windows, first = _vectors(channels, group_width)
     if SUMS % group_width == 0:  # No group reaches out of its vector.
         windows = chosen[:, 0].copy()
-    inside = np.arange(group_width)[:, None]
-    lanes = (first - windows[:, None])[:, None, :] + inside
-    return chosen, windows, lanes.astype(np.uint32).reshape(-1)
+    slots = np.arange(group_width)
+    firsts = np.zeros(1, np.int64)
+    block: tuple[int, ...] = (0,)
+    lanes = (first - windows[:, None])[:, None, :] + slots[:, None]
+    if group_width > _WIDEST_MIXED:
+        num_blocks = -(-group_width // _BLOCK)
+        block = (0,) * -(-group_width // num_blocks)
+        # The last block has some channels once more where it is not full.
+        firsts = np.arange(num_blocks) * len(block)
+        firsts = np.minimum(firsts, group_width - len(block))
+        slots = (firsts[:, None] + np.arange(len(block))).reshape(-1)
+        lanes = lanes[:0]
+    return _Takers(
+        begins=chosen[:, 0].copy(),
+        windows=windows,
+        lanes=lanes.astype(np.uint32).reshape(-1),
+        firsts=firsts,
+        block=block,
+        chosen=chosen,
+        slots=slots,
+    )
 
 
 @lru_cache
 def _vectors(channels: int, group_width: int) -> tuple[Places, Places, Places]:
-    """The channels (vectors, SUMS) of each vector, its window, its groups' firsts."""
+    """The channels (vectors, ...) of each vector, its window, its groups' firsts."""
+    if group_width > _WIDEST_MIXED:
+        count = min(group_width, SUMS)
+        inside = np.minimum(np.arange(0, group_width, SUMS), group_width - count)
+        groups = np.arange(0, channels, group_width)
+        chosen = (groups[:, None] + inside).reshape(-1, 1) + np.arange(count)
+        windows = np.repeat(groups, len(inside))
+        return chosen, windows, np.broadcast_to(windows[:, None], chosen.shape)
     begins = [0]
     while begins[-1] + SUMS < channels:
         begin = min(begins[-1] + SUMS, channels - SUMS)

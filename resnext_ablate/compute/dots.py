@@ -65,7 +65,7 @@ def add_pixels(
         out, ends = given[0], cgutils.unpack_tuple(builder, given[4], 2)
         index = _load(builder, data(7), given[8], _WORDS)
         factor = _load(builder, data(9), given[10], _WORDS)
-        is_held = _first_lanes(builder, given[6])
+        is_held = _first_lanes(builder, given[6], WORDS)
         for pixel in range(sums.count):
             pointer = builder.gep(data(1), [_plus(builder, given[2], given[3], pixel)])
             for end, is_inside in zip((0, sums.count - 1), ends, strict=True):
@@ -84,7 +84,42 @@ def add_pixels(
 
 
 @intrinsic
-def store_pixels(context: Any, out: Any, start: Any, step: Any, sums: Any) -> Any:
+def add_shared_pixels(
+    context: Any,
+    sums: Any,
+    values: Any,
+    start: Any,
+    step: Any,
+    inside: Any,
+    nothing: Any,
+    factors: Any,
+    factors_at: Any,
+) -> Any:
+    """As `add_pixels`, where all sums of a pixel take the same pair: its first two."""
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        data = _data(target, builder, signature, given)
+        out, ends = given[0], cgutils.unpack_tuple(builder, given[4], 2)
+        factor = _load(builder, data(6), given[7], _WORDS)
+        for pixel in range(sums.count):
+            pointer = builder.gep(data(1), [_plus(builder, given[2], given[3], pixel)])
+            for end, is_inside in zip((0, sums.count - 1), ends, strict=True):
+                if pixel == end:
+                    pointer = builder.select(is_inside, pointer, data(5))
+            found = _everywhere(builder, pointer)
+            total = _dot(builder, builder.extract_value(out, pixel), found, factor)
+            out = builder.insert_value(out, total, pixel)
+        return out
+
+    int64 = types.int64
+    rest = (int64, int64, inside, nothing, factors, int64)
+    return sums(sums, values, *rest), generate
+
+
+@intrinsic
+def store_pixels(
+    context: Any, out: Any, start: Any, step: Any, sums: Any, count: Any
+) -> Any:
     """Writes the sums of several pixels as bfloat16: to nearest, ties to even.
 
     Args:
@@ -92,17 +127,25 @@ def store_pixels(context: Any, out: Any, start: Any, step: Any, sums: Any) -> An
         start: of the first pixel's.
         step: from pixel to pixel.
         sums: a tuple, `SUMS` for each pixel.
+        count: how many of these are written.
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         base = _data(target, builder, signature, given)(0)
+        is_written = _first_lanes(builder, given[4], SUMS)
         for pixel in range(sums.count):
             total = builder.extract_value(given[3], pixel)
             bits = narrowed(builder, total, Lanes(SUMS))
-            _store(builder, base, _plus(builder, given[1], given[2], pixel), bits)
+            place = _plus(builder, given[1], given[2], pixel)
+            pointer = builder.gep(base, [place])
+            pointer = builder.bitcast(pointer, bits.type.as_pointer())
+            arguments = [bits, pointer, ir.Constant(_INT32, 2), is_written]
+            name = f"llvm.masked.store.v{SUMS}i16.p0"
+            _call(builder, name, ir.VoidType(), arguments)
         return target.get_dummy_value()
 
-    return types.void(out, types.int64, types.int64, sums), generate
+    int64 = types.int64
+    return types.void(out, int64, int64, sums, int64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -166,6 +209,57 @@ def add_taps(
 
 
 @intrinsic
+def no_sums(context: Any, block: Any) -> Any:
+    """Zeros as `add_shared_taps` takes them, for a block of channels: three of each."""
+    lanes = Lanes(SUMS)
+    kind = types.containers.UniTuple(lanes, 3 * block.count)
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        zero = ir.Constant(_FLOATS, [0.0] * SUMS)
+        return target.make_tuple(builder, kind, [zero] * kind.count)
+
+    return kind(block), generate
+
+
+@intrinsic
+def add_shared_taps(
+    context: Any,
+    sums: Any,
+    values: Any,
+    values_at: Any,
+    grads: Any,
+    grads_at: Any,
+    step: Any,
+) -> Any:
+    """The sums of a row of taps for a block of channels, and what a column adds.
+
+    Args:
+        sums: a tuple, `SUMS` for each channel of each tap.
+        values: flat uint32, pairs of bfloat16: those of the block from `values_at` on.
+        grads: flat uint32, pairs as well: `SUMS` from `grads_at` on.
+        step: from tap to tap.
+    """
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        data = _data(target, builder, signature, given)
+        out, grad = given[0], _load(builder, data(3), given[4], _PAIRS)
+        block = sums.count // 3
+        for tap in range(3):
+            first = _plus(builder, given[2], given[5], tap)
+            for channel in range(block):
+                place = builder.add(first, ir.Constant(_INT64, channel))
+                found = _everywhere(builder, builder.gep(data(1), [place]))
+                index = tap * block + channel
+                total = builder.extract_value(out, index)
+                total = _dot(builder, total, found, grad)
+                out = builder.insert_value(out, total, index)
+        return out
+
+    int64 = types.int64
+    return sums(sums, values, int64, grads, int64, int64), generate
+
+
+@intrinsic
 def store_pairs(
     context: Any, pairs: Any, start: Any, values: Any, first: Any, second: Any
 ) -> Any:
@@ -216,17 +310,25 @@ def _load(builder: Any, data: Any, place: Any, kind: ir.Type) -> Any:
     return builder.load(pointer, align=2)
 
 
-def _first_lanes(builder: Any, count: Any) -> Any:
-    """Of a vector of `WORDS`, which lanes come before a number of them."""
-    numbers = ir.VectorType(_INT16, WORDS)
+def _everywhere(builder: Any, pointer: Any) -> Any:
+    """A pair in all places of a vector."""
+    pair = builder.load(builder.bitcast(pointer, _INT32.as_pointer()), align=2)
+    first = ir.Constant(_INT32, 0)
+    vector = builder.insert_element(ir.Constant(_PAIRS, ir.Undefined), pair, first)
+    return builder.shuffle_vector(vector, vector, ir.Constant(_PAIRS, [0] * SUMS))
+
+
+def _first_lanes(builder: Any, count: Any, width: int) -> Any:
+    """Which lanes of a vector come before a number of them."""
+    numbers = ir.VectorType(_INT16, width)
     limit = builder.insert_element(
         ir.Constant(numbers, ir.Undefined),
         builder.trunc(count, _INT16),
         ir.Constant(_INT32, 0),
     )
-    nowhere = ir.Constant(ir.VectorType(_INT32, WORDS), [0] * WORDS)
+    nowhere = ir.Constant(ir.VectorType(_INT32, width), [0] * width)
     limit = builder.shuffle_vector(limit, limit, nowhere)
-    lanes = ir.Constant(numbers, list(range(WORDS)))
+    lanes = ir.Constant(numbers, list(range(width)))
     return builder.icmp_unsigned("<", lanes, limit)
 
 

@@ -1,9 +1,10 @@
-"""3 x 3 convolutions of narrow groups as compiled loops for a CPU.
+"""3 x 3 convolutions in groups as compiled loops for a CPU.
 
 torch computes each group as a convolution of its own, and one of 2 or 4 channels leaves
 most of a vector empty; groups merged into denser ones spend most of the work on zeros.
 Here 16 channels of the output lie in the lanes of a vector whatever their groups, and
-each takes the channels of its own group, two at a time, from the pixels around.
+each takes the channels of its own group, two at a time, from the pixels around. Wider
+groups have vectors of their own, whose lanes all take the same two.
 
 Activations are flat uint16 that hold the bits of bfloat16, (N, H, W, C) with C at least
 `SUMS`; sums are float32, and float64 over bands of rows.
@@ -20,15 +21,26 @@ from resnext_ablate.compute.dots import (
     SUMS,
     WORDS,
     add_pixels,
+    add_shared_pixels,
+    add_shared_taps,
     add_taps,
+    no_sums,
     store_pairs,
     store_pixels,
 )
-from resnext_ablate.compute.lanes import add_to, compiled, part, prefetch, zeros
+from resnext_ablate.compute.lanes import (
+    add_to,
+    compiled,
+    load,
+    part,
+    prefetch,
+    zeros,
+)
 
 Words = npt.NDArray[np.uint16]
 Pairs = npt.NDArray[np.uint32]
 Places = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float32]
 Totals = npt.NDArray[np.float64]
 Shape = tuple[int, int, int, int]
 
@@ -45,15 +57,23 @@ class Steps(NamedTuple):
     """From the pixel's own row to the tap's, for each step."""
     columns: Places
     pairs: Places
-    """Where the lanes of a step begin among those of a vector of channels."""
+    """Where the lanes of a step begin among those of a vector of channels; or the first
+    channel of its pair, within the group."""
     begins: Places
     """The first channel of each vector of channels."""
+    counts: Places
+    """How many each of them has."""
     windows: Places
-    """For each of them: the first of `WORDS` channels among which its groups are."""
+    """For each of them: the first of `WORDS` channels among which its groups are, or
+    the first of its group."""
     lanes: Words
     """Flat (vectors, pairs, WORDS): which of those each place takes."""
+    shared: tuple[int, ...]
+    """Two numbers where all lanes take the same pair, one where each takes its own."""
     factors: Words
     """Flat (vectors, steps, WORDS): the bits of the weight of each."""
+    starts: Floats
+    """Flat (vectors, SUMS): what the sums of a pixel start from."""
 
 
 class Grid(NamedTuple):
@@ -88,19 +108,26 @@ def _pixels(
     for i in range(span[0], span[1]):
         shift = steps.columns[i]
         inside = (column + shift >= 0, last_column + shift < width)
-        sums = add_pixels(
-            sums,
-            x,
-            place + offsets[i],
-            step,
-            inside,
-            nothing,
-            held,
-            steps.lanes,
-            lanes_at + steps.pairs[i],
-            steps.factors,
-            factors_at + WORDS * i,
-        )
+        at_tap, f = place + offsets[i], factors_at + WORDS * i
+        if len(steps.shared) > 1:
+            at_pair = at_tap + steps.pairs[i]
+            sums = add_shared_pixels(
+                sums, x, at_pair, step, inside, nothing, steps.factors, f
+            )
+        else:
+            sums = add_pixels(
+                sums,
+                x,
+                at_tap,
+                step,
+                inside,
+                nothing,
+                held,
+                steps.lanes,
+                lanes_at + steps.pairs[i],
+                steps.factors,
+                f,
+            )
     return sums
 
 
@@ -133,8 +160,6 @@ def _convolve_row(
     step, num_vectors = stride * channels, len(steps.windows)
     num_lanes = len(steps.lanes) // num_vectors
     num_factors = len(steps.factors) // num_vectors
-    z = zeros(SUMS)
-    eight = (z, z, z, z, z, z, z, z)
     held = min(channels, WORDS)
     at_once = 8 if grid.columns >= 8 else 4 if grid.columns >= 4 else 1
     span = _span(steps, stride * row, height)
@@ -150,6 +175,8 @@ def _convolve_row(
         for place in range(soon, soon + line, WORDS):
             prefetch(out, (place,))
         vector = (v * num_lanes, v * num_factors)
+        z = load(steps.starts, (SUMS * v,), zeros(SUMS))
+        eight = (z, z, z, z, z, z, z, z)
         for begin in range(0, grid.columns, at_once):
             # The last columns once more where they are too few.
             column = min(begin, grid.columns - at_once)
@@ -157,12 +184,13 @@ def _convolve_row(
             ends = (stride * column, stride * (column + at_once - 1), width)
             at = (x_row + steps.windows[v] + column * step, step)
             rest = (x, at, ends, steps, span, vector, offsets, blank, held)
+            next_to, count = grid.column_step, steps.counts[v]
             if at_once == 8:
-                store_pixels(out, to, grid.column_step, _pixels(eight, *rest))
+                store_pixels(out, to, next_to, _pixels(eight, *rest), count)
             elif at_once == 4:
-                store_pixels(out, to, grid.column_step, _pixels(eight[:4], *rest))
+                store_pixels(out, to, next_to, _pixels(eight[:4], *rest), count)
             else:
-                store_pixels(out, to, grid.column_step, _pixels(eight[:1], *rest))
+                store_pixels(out, to, next_to, _pixels(eight[:1], *rest), count)
 
 
 @compiled
@@ -302,6 +330,33 @@ def _add_band(
                 add_to(totals, (v, tap_row, 2, j, 0), sums[2])
 
 
+@part
+def _add_shared_band(
+    band: Band,
+    begins: Places,
+    windows: Places,
+    firsts: Places,
+    block: Any,
+    totals: Totals,
+    stride: int,
+) -> None:
+    c, size = band.channels, len(block)
+    for v in range(len(begins)):
+        for tap_row in range(SIDE):
+            for first in range(len(firsts)):
+                sums = no_sums(block)
+                x = tap_row * band.row_step + windows[v] + firsts[first]
+                for r in range(band.rows):
+                    i = x + r * stride * band.row_step
+                    k = begins[v] + r * band.columns * c
+                    for _ in range(band.columns):
+                        sums = add_shared_taps(sums, band.values, i, band.grads, k, c)
+                        i, k = i + stride * c, k + c
+                for n in range(SIDE * size):
+                    place = (v, tap_row, n // size, first * size + n % size, 0)
+                    add_to(totals, place, sums[n])
+
+
 @compiled
 def weight_gradient(
     x: Words,
@@ -312,11 +367,13 @@ def weight_gradient(
     windows: Places,
     window: tuple[int, ...],
     lanes: Pairs,
+    firsts: Places,
+    block: tuple[int, ...],
     totals: Totals,
 ) -> None:
     """Adds what a batch gives each weight.
 
-    The compiler knows how long a tuple is: that of two arguments tells it a number.
+    The compiler knows how long a tuple is: that of some arguments tells it a number.
 
     Args:
         x: what the convolution saw.
@@ -326,7 +383,9 @@ def weight_gradient(
         begins, windows: as those of `Steps`.
         window: one number where groups end where vectors do, two where not.
         lanes: flat (vectors, d, SUMS): which of a window each lane takes.
-        totals: (vectors, 3, 3, d, SUMS).
+        firsts: where all lanes take the same, the first channels of blocks of a group.
+        block: as many numbers as those have channels; one where lanes differ.
+        totals: (vectors, 3, 3, d, SUMS), or the channels of each block for d.
     """
     count, height, width, channels = shape
     ahead = len(stride)
@@ -347,7 +406,10 @@ def weight_gradient(
             other = at + rows * length if has_second else -1
             _pair_grads(grad, at, other, here * length, grads)
             band = Band(read, grads, here, columns, channels, padded)
-            _add_band(band, begins, windows, lanes, totals, stride, window)
+            if len(block) > 1:
+                _add_shared_band(band, begins, windows, firsts, block, totals, ahead)
+            else:
+                _add_band(band, begins, windows, lanes, totals, stride, window)
 
 
 @part

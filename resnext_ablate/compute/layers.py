@@ -26,8 +26,6 @@ on CUDA by Triton."""
 
 _FEWEST_DIRECT = 16
 """Channels of a vector."""
-_WIDEST_DIRECT = 16
-"""Channels of a group; wider ones fill vectors by themselves."""
 
 
 class Conv2d(nn.Conv2d):
@@ -37,8 +35,8 @@ class Conv2d(nn.Conv2d):
         form: `plain` is torch's; `matmul` multiplies matrices, where the kernel is 1x1;
             `merge4` computes every 4 groups as one dense block, whose weights are zero
             where the groups do not meet; `nchw` and `nchw+merge4` leave channels-last
-            for the convolution; `direct` computes narrow groups by compiled loops of a
-            CPU, in bfloat16, and is torch's elsewhere; `triton` and `triton+merge4` are
+            for the convolution; `direct` computes groups by compiled loops of a CPU, in
+            bfloat16, and is torch's elsewhere; `triton` and `triton+merge4` are
             our own kernels for narrow groups on CUDA.
     """
 
@@ -90,18 +88,23 @@ class Conv2d(nn.Conv2d):
         return out.view(count, height, width, -1).permute(0, 3, 1, 2)
 
     def _directly(self, features: Tensor) -> Tensor:
-        """Of narrow groups, where the loops can be run."""
+        """Of groups, where the loops can be run."""
         # Imported here because few who build a net train it this way.
-        from resnext_ablate.compute import direct
+        from resnext_ablate.compute import direct, fused
 
         features = _autocast(features)
         if not direct.is_possible(features):
             return super().forward(features)
         stride = self.stride[0]
-        return self._with_bias(direct.convolve(features, self.weight, stride=stride))
+        if torch.is_grad_enabled():
+            out = direct.convolve(features, self.weight, stride=stride)
+            return self._with_bias(out)
+        weight, bias = self.weight.to(features.dtype), self.bias
+        features = fused.dense(features)
+        return direct.forward(features, weight, stride=stride, bias=bias)
 
     def _with_bias(self, out: Tensor) -> Tensor:
-        """A net has a bias here in evaluation only, with its norms folded."""
+        """With the bias that some nets have."""
         return out if self.bias is None else out + self.bias.view(-1, 1, 1).to(out)
 
 
@@ -279,23 +282,21 @@ def _check_form(conv: Conv, form: str) -> None:
     if form == "matmul":
         fits = conv.kernel_size == 1 and conv.groups == 1
     if form == "direct":
-        fits = is_narrow(conv)
+        fits = has_direct(conv)
     if not fits:
         raise InputError(
             f"train.conv_forms: {conv_key(conv)!r} has no form {form!r}; merge2 needs "
             "groups in pairs, matmul a 1x1 convolution in one group, and direct a 3x3 "
-            f"one of {_FEWEST_DIRECT} channels or more in groups of "
-            f"{_WIDEST_DIRECT} at most."
+            f"one in groups, of {_FEWEST_DIRECT} channels or more."
         )
 
 
-def is_narrow(conv: Conv) -> bool:
+def has_direct(conv: Conv) -> bool:
     """Whether the form `direct` knows a shape."""
     return (
         conv.kernel_size == 3
         and conv.groups > 1
         and conv.in_channels == conv.out_channels >= _FEWEST_DIRECT
-        and conv.in_channels // conv.groups <= _WIDEST_DIRECT
         and conv.stride <= 2
     )
 

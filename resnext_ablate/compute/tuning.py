@@ -32,7 +32,7 @@ from resnext_ablate.compute.layers import (
     Conv2d,
     Kernels,
     conv_key,
-    is_narrow,
+    has_direct,
 )
 from resnext_ablate.compute.sources import cache_folder
 from resnext_ablate.records.config import TrainConfig
@@ -241,7 +241,7 @@ def candidate_forms(
         for merged in range(2, own_groups + 1)
         if own_groups % merged == 0 and merged * width <= _WIDEST_BLOCK
     ]
-    if device.type == "cpu" and precision == "bf16" and is_narrow(conv):
+    if device.type == "cpu" and precision == "bf16" and has_direct(conv):
         # Imported here because it brings a compiler.
         from resnext_ablate.compute.dots import HAS_DOTS
 
