@@ -121,6 +121,38 @@ def test_addition_to_every_second_pixel(
     _close(total, expected)
 
 
+@pytest.mark.parametrize("kind", ["fp32", "bf16"])
+def test_what_no_cache_holds_is_the_same(kind: str) -> None:
+    """It goes by fewer rows at once: outputs to the bit those of its parts, sums near
+    theirs; columns that fill a vector, and a rest."""
+    channels, rows = 72, loops._CACHED // 72 + 1001
+    y, z, grad = _drawn(kind, rows=rows, channels=channels)
+    own, theirs = norms = (_normed(y), _normed(z))
+    np.testing.assert_allclose(own[0], _values(y).mean(axis=0), atol=1e-6)
+
+    def passed(some: slice) -> tuple[list[loops.Activations], loops.Sums]:
+        g, values, others = grad[some], y[some], z[some]
+        outs = [np.empty_like(values) for _ in range(5)]
+        loops.relu(values, own, outs[0])
+        loops.relu_of_sum(values, own, others, theirs, outs[1])
+        loops.relu_backward(g, values, own, theirs, outs[2])
+        loops.relu_of_sum_backward(g, values, others, norms, norms, *outs[3:])
+        sums = loops.relu_sums(g, values, own)
+        return outs, np.concatenate(
+            [sums, loops.relu_of_sum_sums(g, values, others, own, theirs)]
+        )
+
+    outs, sums = passed(slice(0, rows))
+    total = np.zeros_like(sums)
+    for first in range(0, rows, 1000):
+        some = slice(first, first + 1000)
+        own_outs, own_sums = passed(some)
+        total += own_sums
+        for whole, one in zip(outs, own_outs, strict=True):
+            assert np.array_equal(whole[some], one)
+    np.testing.assert_allclose(sums, total, rtol=1e-5, atol=1e-3)
+
+
 def _rounding() -> Callable[..., None]:
     """A loop that stores float32 values as they are given, compiled anew."""
 
@@ -130,7 +162,7 @@ def _rounding() -> Callable[..., None]:
         for i in range(first, last):
             lanes.store(out, (i, j), lanes.load(exact, (i, j), nothing))
 
-    over: Callable[..., None] = loops._over_columns(columns)
+    over: Callable[..., None] = loops._over_columns(few_rows=4)(columns)
     return over
 
 

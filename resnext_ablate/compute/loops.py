@@ -8,13 +8,14 @@ on the machine.
 Activations are (R, L): uint16 that holds the bits of bfloat16, or float32. A row is one
 or more pixels with all their channels, so that L is a multiple of the C channels. What
 is per channel is (K, C), as `normalise` and `gradients` return it. All sums are taken
-in float32 over 64 rows and in float64 over those. Each loop goes over 64 rows, over
-columns as wide as a vector, and over the rows again; what is left of a row is taken
-value by value.
+in float32 over 64 rows at most and in float64 over those. Each loop goes over some
+rows, over columns as wide as a vector, and over the rows again; what is left of a row
+is taken value by value.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -38,29 +39,45 @@ PerChannel = npt.NDArray[np.float32]
 Sums = npt.NDArray[np.float64]
 
 _ROWS = 64
+_CACHED = 1 << 21
+"""Values that a core's caches hold. Others come faster in the order of memory, as they
+do by few rows at once; each time costs something, of sums more."""
 _ROWS_AHEAD = 16
 
 
-def _over_columns(function: Any) -> Any:
+def _over_columns(*, few_rows: int) -> Callable[[Any], Any]:
     """Makes a loop over some rows and columns go over all, given shape and arguments.
 
     It takes the first and the last row, the first column, and zeros, as many as there
     are columns, before the arguments.
+
+    Args:
+        few_rows: that it goes over at once where values are in no cache.
     """
-    columns = part(function)
 
-    @part
-    def over(shape: tuple[int, int], arguments: Any) -> None:
-        rows, length = shape
-        wide = length - length % WIDE
-        for first in range(0, rows, _ROWS):
-            last = min(rows, first + _ROWS)
-            for j in range(0, wide, WIDE):
-                columns(first, last, j, zeros(WIDE), *arguments)
-            for j in range(wide, length):
-                columns(first, last, j, zeros(1), *arguments)
+    def made(function: Any) -> Any:
+        columns = part(function)
 
-    return over
+        @part
+        def over(shape: tuple[int, int], arguments: Any) -> None:
+            count, length = shape
+            is_apart = length > WIDE and count * length > _CACHED
+            each = few_rows if is_apart else _ROWS
+            wide = length - length % WIDE
+            for first in range(0, count, each):
+                last = min(count, first + each)
+                for j in range(0, wide, WIDE):
+                    columns(first, last, j, zeros(WIDE), *arguments)
+                for j in range(wide, length):
+                    columns(first, last, j, zeros(1), *arguments)
+
+        return over
+
+    return made
+
+
+_maps = _over_columns(few_rows=4)
+_sums = _over_columns(few_rows=16)
 
 
 @part
@@ -82,7 +99,7 @@ def _by_channel(by_column: Sums, num_channels: int) -> Sums:
     return sums
 
 
-@_over_columns
+@_sums
 def _add_moments(
     first: int,
     last: int,
@@ -187,7 +204,7 @@ def no_gradients(grads: PerChannel) -> PerChannel:
     return np.zeros_like(grads)
 
 
-@_over_columns
+@_maps
 def _relu(
     first: int,
     last: int,
@@ -210,7 +227,7 @@ def relu(y: Activations, normed: PerChannel, out: Activations) -> None:
     _relu(y.shape, (y, _tiled(normed, y.shape[1]), out))
 
 
-@_over_columns
+@_maps
 def _relu_of_sum(
     first: int,
     last: int,
@@ -245,7 +262,7 @@ def relu_of_sum(
     _relu_of_sum(y.shape, (y, _tiled(own, length), z, _tiled(theirs, length), out))
 
 
-@_over_columns
+@_sums
 def _add_relu_sums(
     first: int,
     last: int,
@@ -279,7 +296,7 @@ def relu_sums(grad: Activations, y: Activations, normed: PerChannel) -> Sums:
     return by_channel
 
 
-@_over_columns
+@_maps
 def _relu_backward(
     first: int,
     last: int,
@@ -319,7 +336,7 @@ def relu_backward(
     _relu_backward(y.shape, (grad, y, *lines, out))
 
 
-@_over_columns
+@_sums
 def _add_relu_of_sum_sums(
     first: int,
     last: int,
@@ -368,7 +385,7 @@ def relu_of_sum_sums(
     return by_channel
 
 
-@_over_columns
+@_maps
 def _relu_of_sum_backward(
     first: int,
     last: int,
