@@ -167,7 +167,7 @@ def _steps(order: _Order, weight: Tensor, bias: Tensor | None = None) -> Steps:
     return Steps(*order[:-1], factors=bits[order.factors], starts=starts.reshape(-1))
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=128)  # More than a net has; wide groups take megabytes each.
 def _order(
     channels: int,
     group_width: int,
@@ -200,13 +200,11 @@ def _order(
         places = chosen[:, :, None] * group_width + taken
     rows, columns, *kernel = (np.array(each) for each in zip(*taps, strict=True))
     by_tap = places[..., None] * SIDE**2 + SIDE * kernel[0] + kernel[1]
-    by_tap[:, :, is_idle] = channels * group_width * SIDE**2
+    nothing = channels * group_width * SIDE**2
+    by_tap[:, :, is_idle] = nothing
     # Lanes without a channel take nothing.
-    by_tap = np.pad(
-        by_tap,
-        ((0, 0), (0, SUMS - count), (0, 0), (0, 0)),
-        constant_values=channels * group_width * SIDE**2,
-    )
+    beyond = ((0, 0), (0, SUMS - count), (0, 0), (0, 0))
+    by_tap = np.pad(by_tap, beyond, constant_values=nothing)
     split = (len(chosen), SUMS, num_pairs, 2)
     lanes = lanes.reshape(split).transpose(0, 2, 1, 3) if not is_shared else lanes[:0]
     return _Order(

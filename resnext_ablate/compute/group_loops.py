@@ -184,13 +184,13 @@ def _convolve_row(
             ends = (stride * column, stride * (column + at_once - 1), width)
             at = (x_row + steps.windows[v] + column * step, step)
             rest = (x, at, ends, steps, span, vector, offsets, blank, held)
-            next_to, count = grid.column_step, steps.counts[v]
+            across, count = grid.column_step, steps.counts[v]
             if at_once == 8:
-                store_pixels(out, to, next_to, _pixels(eight, *rest), count)
+                store_pixels(out, to, across, _pixels(eight, *rest), count)
             elif at_once == 4:
-                store_pixels(out, to, next_to, _pixels(eight[:4], *rest), count)
+                store_pixels(out, to, across, _pixels(eight[:4], *rest), count)
             else:
-                store_pixels(out, to, next_to, _pixels(eight[:1], *rest), count)
+                store_pixels(out, to, across, _pixels(eight[:1], *rest), count)
 
 
 @compiled
