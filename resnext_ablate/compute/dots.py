@@ -62,15 +62,11 @@ def add_pixels(
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
-        out, ends = given[0], cgutils.unpack_tuple(builder, given[4], 2)
+        out = given[0]
         index = _load(builder, data(7), given[8], _WORDS)
         factor = _load(builder, data(9), given[10], _WORDS)
         is_held = _first_lanes(builder, given[6], WORDS)
-        for pixel in range(sums.count):
-            pointer = builder.gep(data(1), [_plus(builder, given[2], given[3], pixel)])
-            for end, is_inside in zip((0, sums.count - 1), ends, strict=True):
-                if pixel == end:
-                    pointer = builder.select(is_inside, pointer, data(5))
+        for pixel, pointer in enumerate(_pixels(builder, data, given, sums.count)):
             found = _load_some(builder, pointer, is_held)
             name = "llvm.x86.avx512.permvar.hi.512"
             found = _call(builder, name, _WORDS, [found, index])
@@ -99,13 +95,9 @@ def add_shared_pixels(
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
-        out, ends = given[0], cgutils.unpack_tuple(builder, given[4], 2)
+        out = given[0]
         factor = _load(builder, data(6), given[7], _WORDS)
-        for pixel in range(sums.count):
-            pointer = builder.gep(data(1), [_plus(builder, given[2], given[3], pixel)])
-            for end, is_inside in zip((0, sums.count - 1), ends, strict=True):
-                if pixel == end:
-                    pointer = builder.select(is_inside, pointer, data(5))
+        for pixel, pointer in enumerate(_pixels(builder, data, given, sums.count)):
             found = _everywhere(builder, pointer)
             total = _dot(builder, builder.extract_value(out, pixel), found, factor)
             out = builder.insert_value(out, total, pixel)
@@ -299,6 +291,20 @@ def _data(
         return array(target, builder, given[position]).data
 
     return data
+
+
+def _pixels(
+    builder: Any, data: Callable[[int], Any], given: Any, count: int
+) -> list[Any]:
+    """Pointers to so many pixels; to zeros for an end that is none."""
+    pointers = [
+        builder.gep(data(1), [_plus(builder, given[2], given[3], pixel)])
+        for pixel in range(count)
+    ]
+    ends = cgutils.unpack_tuple(builder, given[4], 2)
+    for end, is_inside in zip((0, -1), ends, strict=True):
+        pointers[end] = builder.select(is_inside, pointers[end], data(5))
+    return pointers
 
 
 def _plus(builder: Any, start: Any, step: Any, times: int) -> Any:
