@@ -109,7 +109,8 @@ ROOMS: dict[str, set[str]] = {
     "folders": {"data_config", "hardware", "images"},
     "sources": {"data_config", "folders", "images"},
     "preparation": {"data_config", "hardware", "images", "sources"},
-    "data": {"data_config", "preparation"},
+    "image_loops": {"lanes"},
+    "data": {"data_config", "image_loops", "preparation"},
     "endings": set(),
     "reading": {"images"},
     "streaming": {

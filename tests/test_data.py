@@ -646,6 +646,7 @@ def _slow_augment(
     return crop.flip(2) if mirrored else crop
 
 
+@pytest.mark.parametrize("how", ["_augment_by_loops", "_augment_at_once"])
 @settings(deadline=None)
 @given(
     seed=st.integers(0, 2**31 - 1),
@@ -656,23 +657,24 @@ def _slow_augment(
     flip=st.booleans(),
 )
 def test_augmentation_equals_padding_cropping_and_flipping_each_image(
-    seed: int, channels: int, height: int, width: int, padding: int, flip: bool
+    how: str,
+    seed: int,
+    channels: int,
+    height: int,
+    width: int,
+    padding: int,
+    flip: bool,
 ) -> None:
-    """A batch equals its images normalised, padded, cropped and mirrored one by one."""
+    """A batch equals its images normalised, padded, cropped and mirrored one by one,
+    by what a CPU does and by what a GPU does."""
     generator = torch.Generator().manual_seed(seed)
     size = (7, height, width, channels)
     stored = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
     mean = torch.linspace(0.4, 0.6, channels)
     std = torch.linspace(0.2, 0.3, channels)
     draws = data.draw_epoch(7, crop_padding=padding, flip=flip, generator=generator)
-    batch = data.augment(
-        stored,
-        positions=draws.order,
-        shift=draws.shift,
-        mirrored=draws.mirrored,
-        mean=mean,
-        std=std,
-    )
+    drawn = (draws.order, draws.shift, draws.mirrored)
+    batch = getattr(data, how)(stored, *drawn, mean, std)
     assert batch.dtype == torch.float32 and batch.shape == (7, channels, height, width)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     for index, position in enumerate(draws.order.tolist()):
@@ -686,6 +688,20 @@ def test_augmentation_equals_padding_cropping_and_flipping_each_image(
         )
         torch.testing.assert_close(batch[index].double(), expected, atol=2e-6, rtol=0)
         assert ((expected != 0) | (batch[index] == 0)).all()
+
+
+def test_a_cpu_augments_as_a_gpu_does() -> None:
+    """To the bit, from a part of an order and images that are not contiguous."""
+    generator = torch.Generator().manual_seed(0)
+    size = (40, 3, 12, 10)
+    stored = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
+    stored = stored.permute(0, 2, 3, 1)
+    draws = data.draw_epoch(40, crop_padding=3, flip=True, generator=generator)
+    taken = (draws.order[7:23], draws.shift[7:23], draws.mirrored[7:23])
+    moments = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.25])
+    whole = data._augment_at_once(stored, *taken, *moments)
+    looped = data._augment_by_loops(stored, *taken, *moments)
+    assert torch.equal(whole, looped) and whole.stride() == looped.stride()
 
 
 def test_draws_cover_all_shifts_and_both_mirrorings() -> None:

@@ -58,14 +58,14 @@ def test_gradients_of_micro_batches_add_up(count: int) -> None:
 SIGNATURES = """
 import json, sys, torch
 from resnext_ablate.architecture.names import parse_spec
-from resnext_ablate.compute import group_loops, loops
-from resnext_ablate.compute.data import Batch
+from resnext_ablate.compute import group_loops, image_loops, loops
+from resnext_ablate.compute.data import Batch, augment, draw_epoch
 from resnext_ablate.compute.layers import conv_key, has_direct
 from resnext_ablate.compute.learner import compile_loops, new_learner, update
 from resnext_ablate.records.config import TrainConfig
 
 def count():
-    modules = (loops, group_loops)
+    modules = (loops, group_loops, image_loops)
     values = [value for module in modules for value in vars(module).values()]
     return sum(len(getattr(value, "signatures", ())) for value in values)
 
@@ -86,7 +86,17 @@ learner = new_learner(
 before = count()
 compile_loops(learner)
 compiled = count()
-batch = Batch(torch.randn(5, spec.in_channels, 16, 16), torch.zeros(5, 1).long())
+channels = spec.in_channels
+draws = draw_epoch(9, crop_padding=2, flip=True, generator=torch.Generator())
+images = augment(
+    torch.zeros(9, 16, 16, channels, dtype=torch.uint8),
+    positions=draws.order[2:7],
+    shift=draws.shift[2:7],
+    mirrored=draws.mirrored[2:7],
+    mean=torch.ones(channels),
+    std=torch.ones(channels),
+)
+batch = Batch(images, torch.zeros(5, 1).long())
 update(learner, batch, learning_rate=0.1, wrong=torch.zeros(1, dtype=torch.int64))
 print(json.dumps([len(convs), before, compiled, count()]))
 """

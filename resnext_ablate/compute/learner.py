@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from resnext_ablate.architecture.spec import ResNeXtSpec
-from resnext_ablate.compute.data import Batch, parts_of
+from resnext_ablate.compute.data import Batch, augment, parts_of
 from resnext_ablate.compute.hardware import Precision
 from resnext_ablate.compute.layers import apart, settle
 from resnext_ablate.compute.model import ResNeXt, build, for_evaluation
@@ -98,9 +98,16 @@ def compile_loops(learner: Learner) -> None:
         return
     model = copy.deepcopy(learner.model).train()
     spec = model.spec
-    side = spec.total_stride
-    images = torch.zeros(2, model.copies * spec.in_channels, side, side)
-    images = images.contiguous(memory_format=torch.channels_last)
+    side, channels = spec.total_stride, spec.in_channels
+    images = augment(
+        torch.zeros(2, side, side, channels, dtype=torch.uint8),
+        positions=torch.arange(2),
+        shift=torch.zeros(2, 2, dtype=torch.int64),
+        mirrored=torch.zeros(2, dtype=torch.bool),
+        mean=torch.zeros(channels),
+        std=torch.ones(channels),
+    )
+    images = repeated(images, count=model.copies)
     with _autocast(learner):
         logits = model(_arranged(learner, images))
     logits.float().sum().backward()
