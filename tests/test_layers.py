@@ -386,6 +386,24 @@ def test_what_may_be_overwritten_is() -> None:
         assert all(map(torch.equal, new, old))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_those_of_a_tensor_which_they_hold(dtype: torch.dtype) -> None:
+    """The same memory, for as long as the rows are there and no longer; what is not
+    dense is refused."""
+    features = fused.dense(_randn(3, 24, 5, 7).to(dtype).requires_grad_())
+    rows = fused._rows(features)
+    held = weakref.ref(features)
+    bits = torch.from_numpy(rows).view(dtype).flatten()
+    assert torch.equal(bits, features.detach().permute(0, 2, 3, 1).flatten())
+    assert rows.ctypes.data == features.data_ptr() == fused.flat(features).ctypes.data
+    del features, bits
+    assert held() is not None
+    del rows
+    assert held() is None
+    with pytest.raises(AssertionError, match="dense"):
+        fused._rows(_randn(3, 24, 5, 7).to(dtype).contiguous())
+
+
 def test_a_block_lets_go_of_what_it_is_done_with() -> None:
     """Behind backward nothing of a block is held but gradients, though its output
     lives on."""

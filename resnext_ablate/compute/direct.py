@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resnext_ablate.compute import group_loops
 from resnext_ablate.compute.dots import HAS_DOTS, SUMS, WORDS
-from resnext_ablate.compute.fused import dense, pixels
+from resnext_ablate.compute.fused import dense, flat
 from resnext_ablate.compute.group_loops import SIDE, Grid, Pairs, Places, Steps, Words
 
 _Taps = tuple[tuple[int, int, int, int], ...]
@@ -83,7 +83,7 @@ def forward(
     grid = Grid(rows * length, 0, rows, columns, length, channels)
     steps = _steps(_order(*_widths(weight), _TAPS, False), weight, bias)
     shape = (count, height, width, channels)
-    group_loops.convolve(_flat(features), shape, stride, ((steps, grid),), _flat(out))
+    group_loops.convolve(flat(features), shape, stride, ((steps, grid),), flat(out))
     return out
 
 
@@ -109,7 +109,7 @@ def features_gradient(
             order = _order(*_widths(weight), _givers(top, left, stride), True)
             grids.append((_steps(order, weight), grid))
     shape = (count, *grad.shape[2:], channels)
-    group_loops.convolve(_flat(grad), shape, 1, tuple(grids), _flat(out))
+    group_loops.convolve(flat(grad), shape, 1, tuple(grids), flat(out))
     return out
 
 
@@ -123,8 +123,8 @@ def weight_gradient(
     totals = np.zeros((len(takers.begins), SIDE, SIDE, len(takers.slots), SUMS))
     shape = (count, height, width, channels)
     group_loops.weight_gradient(
-        _flat(features),
-        _flat(grad),
+        flat(features),
+        flat(grad),
         shape,
         (0,) * stride,
         takers.begins,
@@ -309,8 +309,3 @@ def _empty(like: Tensor, height: int, width: int) -> Tensor:
     count, channels = like.shape[:2]
     size = (count, height, width, channels)
     return torch.empty(size, dtype=like.dtype).permute(0, 3, 1, 2)
-
-
-def _flat(features: Tensor) -> Words:
-    words: Words = pixels(features.detach()).view(-1).view(torch.uint16).numpy()
-    return words
