@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -213,3 +218,49 @@ def test_rounding_without_the_cpus_help_is_the_same(
     out = np.zeros(exact.shape, np.uint16)
     _rounding()(exact.shape, (exact, out))
     np.testing.assert_array_equal(_values(out), _values(_stored(exact, "bf16")))
+
+
+_ONE_LOOP = """
+import json, numpy as np
+from resnext_ablate.compute import loops
+values = np.ones((1, 32), np.float32)
+loops.relu(values, loops.identity(np.ones((4, 32), np.float32)), values)
+hits = sum(loops.relu.stats.cache_hits.values())
+print(json.dumps([float(values.max()), hits]))
+"""
+
+
+def test_loops_kept_on_disk_end_with_the_code_they_are_made_from(
+    tmp_path: Path,
+) -> None:
+    """A second process compiles nothing; one in whose release another file of the
+    loops has changed runs nothing of the old one."""
+    package = Path(lanes.__file__).parents[1]
+    shutil.copytree(
+        package,
+        tmp_path / package.name,
+        ignore=shutil.ignore_patterns("__pycache__", "assets"),
+    )
+
+    def result() -> list[float]:
+        done = subprocess.run(
+            [sys.executable, "-c", _ONE_LOOP],
+            cwd=tmp_path,
+            env={
+                "PYTHONPATH": str(tmp_path),
+                "NUMBA_CACHE_DIR": str(tmp_path / "kept"),
+            },
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        answer: list[float] = json.loads(done.stdout)
+        return answer
+
+    assert [result(), result()] == [[1, 0], [1, 1]]
+    lanes_file = tmp_path / package.name / "compute" / "lanes.py"
+    code = lanes_file.read_text(encoding="utf-8")
+    changed = code.replace('fcmp_ordered("<=", ', 'fcmp_ordered(">=", ')
+    assert changed != code
+    lanes_file.write_text(changed, encoding="utf-8")
+    assert result() == [0, 0]

@@ -7,8 +7,11 @@ which it maps to whatever registers the CPU has.
 
 from __future__ import annotations
 
+import hashlib
 import operator
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import llvmlite.binding
@@ -27,16 +30,26 @@ _ROUNDS = bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
 
 
 def compiled(function: Any) -> Any:
-    """Compiled at its first call, and kept on disk where a folder can be written.
-
-    Numba compiles anew when the function's own file changes, not when this one does.
-    """
+    """Compiled at its first call, and kept on disk where a folder can be written."""
+    # Numba keeps it by this name, and compiles anew when the function's own file
+    # changes; it does not know of the other files that loops are made from.
+    function.__qualname__ += f".{_made_from()}"
     # Only a multiplication and an addition may become one: NaN must come out as NaN.
     options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
     try:
         return numba.njit(function, nogil=True, cache=True, **options)
     except RuntimeError:
         return numba.njit(function, nogil=True, **options)
+
+
+@lru_cache(maxsize=1)
+def _made_from() -> str:
+    """A digest of all code that compiled loops consist of."""
+    folder, digest = Path(__file__).parent, hashlib.blake2b(digest_size=6)
+    for pattern in ("lanes.py", "dots.py", "*loops.py"):
+        for file in sorted(folder.glob(pattern)):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
 
 
 def part(function: Any) -> Any:
