@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from resnext_ablate.architecture.names import parse_spec
 from resnext_ablate.architecture.shapes import Conv
 from resnext_ablate.architecture.spec import InputError
-from resnext_ablate.compute import fused, lanes, layers, residual, tuning
+from resnext_ablate.compute import fused, lanes, layers, loops, residual, tuning
 from resnext_ablate.compute.blocks import ResidualBlock
 from resnext_ablate.compute.hardware import Precision
 from resnext_ablate.compute.layers import BatchNorm2d, Conv2d, Kernels
@@ -438,6 +438,51 @@ def test_folded_norms_change_nothing_but_rounding(name: str) -> None:
     assert folded.count("FoldedNorm2d") > 3
     if "preact" not in name and "form" not in name:
         assert "BatchNorm2d" not in folded
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("is_narrow", [False, True])
+def test_a_folded_net_adds_and_cuts_off_in_one_pass(
+    name: str, is_narrow: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the bit what torch's operations give; images and weights stay as they are, and
+    gradients can still be asked for."""
+    spec = parse_spec(name)
+    side = max(8, spec.total_stride)
+    model = build(spec, generator=torch.Generator().manual_seed(0))
+    model = model.to(memory_format=torch.channels_last)
+    images = _randn(5, spec.in_channels, side, side, seed=9)
+    held = [t.clone() for t in (images, *model.state_dict().values())]
+    passes: list[str] = []
+    for loop in ("relu", "relu_of_sum"):
+        original = getattr(loops, loop)
+        monkeypatch.setattr(
+            loops, loop, lambda *a, f=original, n=loop: passes.append(n) or f(*a)
+        )
+
+    layers.settle(model, spec.layout(side), kernels="fused", forms={})
+
+    def logits() -> Tensor:
+        folded = for_evaluation(model)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_narrow):
+            with torch.inference_mode():
+                answers: Tensor = folded(images)
+            count = len(passes)
+            folded(images).sum().backward()
+            assert len(passes) == count
+        return answers
+
+    with monkeypatch.context() as patch:
+        patch.setattr(layers.FoldedNorm2d, "_has_loops", lambda *_: False)
+        plain = logits()
+    assert not passes
+    assert torch.equal(logits(), plain)
+    assert "relu" in passes
+    # Where a sum has no norm that could be folded before it, it is torch's.
+    apart = ("preact", "noshortcut", "form_a")
+    assert ("relu_of_sum" in passes) != any(kind in name for kind in apart)
+    now = (images, *model.state_dict().values())
+    assert all(map(torch.equal, held, now))
 
 
 def test_state_dicts_do_not_know_of_forms() -> None:

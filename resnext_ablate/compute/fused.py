@@ -182,6 +182,18 @@ def sum_backward(
     return out, skip_out, _affine(own_grads), skip_affine
 
 
+def relu_in_place(features: Tensor) -> None:
+    """Of dense features on a CPU."""
+    rows, nothing = _rows(features), _no_norm(features.shape[1])
+    loops.relu(rows, nothing, rows)
+
+
+def add_and_relu_in_place(features: Tensor, skip: Tensor) -> None:
+    """relu(features + skip) into the features, both dense and on a CPU."""
+    rows, nothing = _rows(features), _no_norm(features.shape[1])
+    loops.relu_of_sum(rows, nothing, _rows(skip), nothing, rows)
+
+
 def add(grad: Tensor, skip_grad: Tensor, *, stride: int) -> None:
     """Adds to a gradient in place that of its every stride-th pixel; both dense."""
     if not _is_on_cpu(grad):
@@ -240,6 +252,12 @@ def _normalise(features: Tensor, norm: nn.BatchNorm2d) -> PerChannel:
         detached = (tensor.detach() for tensor in tensors)
         normed = _kernels(features).normalise(rows, *detached, num_batches, *settings)
     return normed
+
+
+@lru_cache(maxsize=64)
+def _no_norm(channels: int) -> loops.PerChannel:
+    """Of so many channels, which it leaves as they are."""
+    return loops.identity(np.empty((4, channels), np.float32))
 
 
 def _count(features: Tensor) -> int:

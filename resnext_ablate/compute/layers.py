@@ -198,11 +198,46 @@ Layer = tuple[Conv2d, BatchNorm2d]
 
 
 class FoldedNorm2d(BatchNorm2d):
-    """What stays of a batch norm that is folded into the convolution before it."""
+    """What stays of a batch norm that is folded into the convolution before it.
+
+    With fused kernels a CPU takes what follows it in one pass, in place.
+    """
 
     def forward(self, features: Tensor) -> Tensor:
         """The features as they are."""
         return features
+
+    def relu(self, features: Tensor) -> Tensor:
+        """relu(features)."""
+        if not self._has_loops(features):
+            return super().relu(features)
+        from resnext_ablate.compute import fused
+
+        features = fused.dense(features)
+        fused.relu_in_place(features)
+        return features
+
+    def relu_of_sum(
+        self, features: Tensor, skip: Tensor, skip_norm: nn.BatchNorm2d | None
+    ) -> Tensor:
+        """relu(features + skip), the skip normalised where its norm is not folded."""
+        if not self._has_loops(features) or features.dtype != skip.dtype:
+            return super().relu_of_sum(features, skip, skip_norm)
+        from resnext_ablate.compute import fused
+
+        if skip_norm is not None:
+            skip = skip_norm(skip)
+        features = fused.dense(features)
+        fused.add_and_relu_in_place(features, fused.dense(skip))
+        return features
+
+    def _has_loops(self, features: Tensor) -> bool:
+        return (
+            self.kernels == "fused"
+            and features.is_cpu
+            and features.dtype in (torch.bfloat16, torch.float32)
+            and not torch.is_grad_enabled()
+        )
 
 
 def fork(features: Tensor, *, stride: int, kernels: Kernels) -> tuple[Tensor, Tensor]:
@@ -333,7 +368,9 @@ def folded(model: nn.Module, layout: Layout) -> nn.Module:
             norm.bias,
         )
         conv.weight, conv.bias = nn.Parameter(weight), nn.Parameter(bias)
-        model.set_submodule(norm_shape.path, FoldedNorm2d(norm.num_features).eval())
+        rest = FoldedNorm2d(norm.num_features).eval()
+        rest.kernels = norm.kernels
+        model.set_submodule(norm_shape.path, rest)
     return model
 
 
