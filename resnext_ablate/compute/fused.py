@@ -325,7 +325,7 @@ def _values(dense: Tensor, shape: tuple[int, ...]) -> Activations:
     """
     per_pixel = dense.dim() == 4
     order = torch.channels_last if per_pixel else torch.contiguous_format
-    assert dense.is_contiguous(memory_format=order), "dense is what it must be"
+    assert dense.is_contiguous(memory_format=order), "these values are not dense"
     kind = _KINDS[dense.dtype]
     memory = _memory(dense.nbytes).from_address(dense.data_ptr())
     memory.tensor = dense  # Whoever holds the array holds this.
