@@ -673,8 +673,7 @@ def test_augmentation_equals_padding_cropping_and_flipping_each_image(
     mean = torch.linspace(0.4, 0.6, channels)
     std = torch.linspace(0.2, 0.3, channels)
     draws = data.draw_epoch(7, crop_padding=padding, flip=flip, generator=generator)
-    drawn = (draws.order, draws.shift, draws.mirrored)
-    batch = getattr(data, how)(stored, *drawn, mean, std)
+    batch = getattr(data, how)(stored, draws, mean, std)
     assert batch.dtype == torch.float32 and batch.shape == (7, channels, height, width)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     for index, position in enumerate(draws.order.tolist()):
@@ -697,10 +696,10 @@ def test_a_cpu_augments_as_a_gpu_does() -> None:
     stored = torch.randint(0, 256, size, generator=generator, dtype=torch.uint8)
     stored = stored.permute(0, 2, 3, 1)
     draws = data.draw_epoch(40, crop_padding=3, flip=True, generator=generator)
-    taken = (draws.order[7:23], draws.shift[7:23], draws.mirrored[7:23])
+    taken = data.EpochDraws(draws.order[7:23], draws.shift[7:23], draws.mirrored[7:23])
     moments = torch.tensor([0.5, 0.4, 0.3]), torch.tensor([0.2, 0.3, 0.25])
-    whole = data._augment_at_once(stored, *taken, *moments)
-    looped = data._augment_by_loops(stored, *taken, *moments)
+    whole = data._augment_at_once(stored, taken, *moments)
+    looped = data._augment_by_loops(stored, taken, *moments)
     assert torch.equal(whole, looped) and whole.stride() == looped.stride()
 
 
