@@ -1,7 +1,8 @@
-"""Groups by compiled loops: the same convolution, up to bfloat16's rounding."""
+"""Groups by compiled loops: the same convolution, up to rounding."""
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
@@ -25,11 +26,18 @@ HALF_BIT = 2.0**-8
 needs_dots = pytest.mark.skipif(
     not HAS_DOTS, reason="this CPU does not multiply pairs of bfloat16"
 )
+each_precision = pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, id="fp32"),
+        pytest.param(torch.bfloat16, id="bf16", marks=needs_dots),
+    ],
+)
 
 
-def _values(*size: int, seed: int) -> Tensor:
+def _values(*size: int, seed: int, dtype: torch.dtype = torch.bfloat16) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*size, generator=generator).bfloat16()
+    return torch.randn(*size, generator=generator).to(dtype)
 
 
 def _exact(
@@ -43,37 +51,43 @@ def _exact(
     return out.detach(), *grads
 
 
-def _check(size: tuple[int, int, int, int], *, width: int, stride: int) -> None:
+def _check(
+    size: tuple[int, int, int, int], *, width: int, stride: int, dtype: torch.dtype
+) -> None:
     """Outputs and both gradients of a random convolution, each value."""
-    features = _values(*size, seed=0).requires_grad_()
+    features = _values(*size, seed=0, dtype=dtype).requires_grad_()
     weight = _values(size[1], width, 3, 3, seed=1).float().requires_grad_()
     out = direct.convolve(features, weight, stride=stride)
-    grad = _values(*out.shape, seed=2)
+    grad = _values(*out.shape, seed=2, dtype=dtype)
     out.backward(grad)  # type: ignore[no-untyped-call]
     ours = (out.detach(), features.grad, weight.grad)
     exact = _exact(features.detach(), weight.detach(), grad, stride=stride)
     names = ("output", "features", "weight")
     for name, value, expected in zip(names, ours, exact, strict=True):
         assert value is not None and value.shape == expected.shape
-        # The first two are rounded once, from sums of up to 432 products in float32.
-        rounding = 0 if name == "weight" else HALF_BIT
+        # From sums of up to 432 products in float32, of which bfloat16 rounds the first
+        # two once.
+        is_rounded = dtype == torch.bfloat16 and name != "weight"
+        rounding = HALF_BIT if is_rounded else 0
         scale = expected.abs().max().item()
         off = (value.double() - expected).abs() - 1.01 * rounding * expected.abs()
         assert off.max() <= 2e-6 * scale, (name, off.max().item(), scale)
 
 
-@needs_dots
+@each_precision
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("width", [*range(1, 18), 20, 24, 31, 40])
-def test_every_width_is_the_same_convolution(width: int, stride: int) -> None:
+def test_every_width_is_the_same_convolution(
+    width: int, stride: int, dtype: torch.dtype
+) -> None:
     """Groups that end where vectors do and not, rows of 8, 4 and fewer pixels."""
     for groups in (-(-16 // width), -(-33 // width), -(-100 // width)):
         channels = groups * width
         for side in ((3, channels, 11, 9), (2, channels, 4, 5), (1, channels, 3, 1)):
-            _check(side, width=width, stride=stride)
+            _check(side, width=width, stride=stride, dtype=dtype)
 
 
-@needs_dots
+@each_precision
 @given(
     count=st.integers(1, 5),
     groups=st.integers(1, 24),
@@ -84,38 +98,48 @@ def test_every_width_is_the_same_convolution(width: int, stride: int) -> None:
 )
 @settings(max_examples=60, deadline=None)
 def test_every_size_is_the_same_convolution(
-    count: int, groups: int, width: int, height: int, columns: int, stride: int
+    count: int,
+    groups: int,
+    width: int,
+    height: int,
+    columns: int,
+    stride: int,
+    dtype: torch.dtype,
 ) -> None:
     """Odd batches, odd sides, images of one pixel."""
     channels = max(groups, -(-16 // width)) * width
-    _check((count, channels, height, columns), width=width, stride=stride)
+    size = (count, channels, height, columns)
+    _check(size, width=width, stride=stride, dtype=dtype)
 
 
-@needs_dots
-def test_large_images_go_in_bands() -> None:
+@each_precision
+def test_large_images_go_in_bands(dtype: torch.dtype) -> None:
     """Rows that do not fit the scratch memory together, and those between two bands."""
-    _check((2, 64, 41, 70), width=2, stride=1)
-    _check((1, 96, 67, 64), width=3, stride=2)
+    _check((2, 64, 41, 70), width=2, stride=1, dtype=dtype)
+    _check((1, 96, 67, 64), width=3, stride=2, dtype=dtype)
+    _check((1, 40, 9, 300), width=20, stride=1, dtype=dtype)
 
 
-@needs_dots
+@each_precision
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("channels", "width"), [(40, 5), (20, 10), (18, 9), (18, 3)])
-def test_nothing_but_the_image_is_read(channels: int, width: int, stride: int) -> None:
+def test_nothing_but_the_image_is_read(
+    channels: int, width: int, stride: int, dtype: torch.dtype
+) -> None:
     """What lies before and behind the tensors in memory is not a number."""
     size = (3, channels, 7, 6)
-    weight = _values(channels, width, 3, 3, seed=1)
+    weight = _values(channels, width, 3, 3, seed=1, dtype=dtype)
 
     def framed(values: Tensor) -> Tensor:
         around = 4096
         rows = values.permute(0, 2, 3, 1)
-        room = torch.full((rows.numel() + 2 * around,), float("nan")).bfloat16()
+        room = torch.full((rows.numel() + 2 * around,), float("nan"), dtype=dtype)
         inside = room[around:-around].view(rows.shape)
         return inside.copy_(rows).permute(0, 3, 1, 2)
 
-    features = framed(_values(*size, seed=0))
+    features = framed(_values(*size, seed=0, dtype=dtype))
     out = direct.forward(features, weight, stride=stride)
-    grad = framed(_values(*out.shape, seed=2))
+    grad = framed(_values(*out.shape, seed=2, dtype=dtype))
     about = {"features": features, "stride": stride}
     found = (
         out,
@@ -132,50 +156,50 @@ from resnext_ablate.compute import direct
 def at_the_end_of_a_page(values):
     # Right before memory that nobody may read.
     rows = values.permute(0, 2, 3, 1).contiguous()
-    size, page = rows.numel() * 2, mmap.PAGESIZE
+    size, page = rows.nbytes, mmap.PAGESIZE
     room = mmap.mmap(-1, -(-size // page) * page + page)
     kept.append(room)
     begin = len(room) - page
     first = ctypes.addressof(ctypes.c_char.from_buffer(room))
     if ctypes.CDLL(None).mprotect(ctypes.c_void_p(first + begin), page, 0):
         sys.exit("no guard")
-    inside = torch.frombuffer(room, dtype=torch.bfloat16, count=size // 2,
+    inside = torch.frombuffer(room, dtype=rows.dtype, count=rows.numel(),
                               offset=begin - size)
     return inside.view(rows.shape).copy_(rows).permute(0, 3, 1, 2)
 
-kept = []
+kept, dtype = [], getattr(torch, sys.argv[1])
 for channels, width in ((20, 10), (18, 9), (18, 3), (40, 5)):
-    weight = torch.randn(channels, width, 3, 3).bfloat16()
+    weight = torch.randn(channels, width, 3, 3).to(dtype)
     for stride in (1, 2):
-        features = at_the_end_of_a_page(torch.randn(3, channels, 7, 6).bfloat16())
+        features = at_the_end_of_a_page(torch.randn(3, channels, 7, 6).to(dtype))
         out = direct.forward(features, weight, stride=stride)
-        grad = at_the_end_of_a_page(torch.randn(out.shape).bfloat16())
+        grad = at_the_end_of_a_page(torch.randn(out.shape).to(dtype))
         direct.features_gradient(grad, weight, features=features, stride=stride)
         direct.weight_gradient(grad, features, weight=weight, stride=stride)
 print("done", flush=True)
 """
 
 
-@needs_dots
-def test_no_memory_behind_the_tensors_is_touched() -> None:
+@each_precision
+def test_no_memory_behind_the_tensors_is_touched(dtype: torch.dtype) -> None:
     """The last pixel of few channels fills no vector: reading one would be a fault."""
-    code = [sys.executable, "-c", _GUARDED]
+    code = [sys.executable, "-c", _GUARDED, str(dtype).removeprefix("torch.")]
     end = subprocess.run(code, capture_output=True, text=True, check=False)
     assert end.stdout == "done\n", (end.returncode, end.stderr[-500:])
 
 
-@needs_dots
-@pytest.mark.parametrize("width", [5, 8, 11, 20])
-def test_what_is_no_number_stays_in_its_group(width: int) -> None:
+@each_precision
+@pytest.mark.parametrize("width", [3, 5, 8, 11, 20])
+def test_what_is_no_number_stays_in_its_group(width: int, dtype: torch.dtype) -> None:
     """Seeds trained as one net are groups beside each other: one may diverge."""
     channels = 8 * width
     size, third, seventh = (2, channels, 6, 6), 2 * width, 6 * width
-    features = _values(*size, seed=0)
+    features = _values(*size, seed=0, dtype=dtype)
     weight = _values(channels, width, 3, 3, seed=1).float().requires_grad_()
     features[0, third + 2, 3, 3] = float("nan")
     features.requires_grad_()
     out = direct.convolve(features, weight, stride=1)
-    grad = _values(*out.shape, seed=2)
+    grad = _values(*out.shape, seed=2, dtype=dtype)
     grad[1, seventh + 1, 2, 2] = float("inf")
     out.backward(grad)  # type: ignore[no-untyped-call]
 
@@ -255,34 +279,64 @@ def test_evaluation_adds_the_bias_before_it_rounds(channels: int, groups: int) -
     torch.testing.assert_close(trained, evaluated, rtol=0.05, atol=0.05)
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(32, 16), (44, 4), (40, 8)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_layer_is_computed_directly_in_float32(
+    channels: int, groups: int, bias: bool
+) -> None:
+    """Outputs and gradients are torch's up to rounding, whether or not it trains."""
+    torch.manual_seed(0)
+    conv = Conv2d(channels, channels, 3, padding=1, groups=groups, bias=bias)
+    features = _values(2, channels, 9, 9, seed=3, dtype=torch.float32).requires_grad_()
+    results = []
+    for form in ("plain", "direct"):
+        conv.form = form
+        out = conv(features)
+        grads = torch.autograd.grad(out.square().sum(), [features, *conv.parameters()])
+        with torch.inference_mode():
+            results.append((out, conv(features), *grads))
+    for ours, theirs in zip(*results, strict=True):
+        scale = theirs.abs().max().item()
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6 * scale)
+    assert any(not torch.equal(*both) for both in zip(*results, strict=True))
+
+
 def test_a_layer_is_torchs_own_where_the_loops_cannot_run(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """In float32, and on a CPU without the instruction; to the bit."""
+    """In float64, and in bfloat16 on a CPU without the instruction; to the bit."""
     features = _values(2, 32, 5, 5, seed=3)
     plain, other = (_layer(bias=True, form=form) for form in ("plain", "direct"))
-    assert torch.equal(other(features.float()), plain(features.float()))
+    exact = [conv.double()(features.double()) for conv in (other, plain)]
+    assert torch.equal(*exact)
+    plain.float(), other.float()
     monkeypatch.setattr(direct, "HAS_DOTS", False)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(other(features), plain(features))
 
 
-def _stepped(name: str, *, form: str, precision: Precision) -> tuple[Tensor, Tensor]:
-    """Gradients of one step of a net with fused kernels, and its folded logits."""
+def _stepped(name: str, *, form: str, precision: str) -> tuple[Tensor, Tensor]:
+    """Gradients of one step of a net with fused kernels, and its folded logits.
+
+    In float64 torch's own kernels take both.
+    """
     spec = parse_spec(name)
     model = build(spec, generator=torch.Generator().manual_seed(0))
     model = model.to(memory_format=torch.channels_last)
     layout = spec.layout(16)
     forms = {conv_key(conv): form for conv in layout.convs if has_direct(conv)}
     assert forms
-    layers.settle(model, layout, kernels="fused", forms=forms)
+    is_exact = precision == "fp64"
+    layers.settle(model, layout, kernels="torch" if is_exact else "fused", forms=forms)
     images = _values(32, spec.in_channels, 16, 16, seed=4).float()
+    if is_exact:
+        model, images = model.double(), images.double()
     images = images.contiguous(memory_format=torch.channels_last)
     is_bf16 = precision == "bf16"
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16):
-        logits = model(images).float()
+        logits = model(images)
     labels = torch.arange(32) % spec.num_classes
-    F.cross_entropy(logits, labels).backward()  # type: ignore[no-untyped-call]
+    F.cross_entropy(logits.to(images), labels).backward()  # type: ignore[no-untyped-call]
     grads = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     flat = torch.cat(grads)
     model.zero_grad()
@@ -291,10 +345,10 @@ def _stepped(name: str, *, form: str, precision: Precision) -> tuple[Tensor, Ten
         torch.inference_mode(),
         torch.autocast("cpu", dtype=torch.bfloat16, enabled=is_bf16),
     ):
-        return flat, evaluated(images).float()
+        return flat, evaluated(images).to(images)
 
 
-@needs_dots
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=needs_dots)])
 @pytest.mark.parametrize(
     "name",
     [
@@ -305,16 +359,16 @@ def _stepped(name: str, *, form: str, precision: Precision) -> tuple[Tensor, Ten
     ],
 )
 def test_a_step_and_an_evaluation_are_as_exact_as_with_torchs_groups(
-    name: str,
+    name: str, precision: Precision
 ) -> None:
-    """Beside float32, gradients of all weights and logits are as near as torch's own
-    in bfloat16, which round in other places."""
-    exact = _stepped(name, form="plain", precision="fp32")
+    """Beside float64, gradients of all weights and logits are as near as torch's own,
+    which round in other places."""
+    exact = _stepped(name, form="plain", precision="fp64")
     off = {
         form: [
             ((ours - theirs).norm() / theirs.norm()).item()
             for ours, theirs in zip(
-                _stepped(name, form=form, precision="bf16"), exact, strict=True
+                _stepped(name, form=form, precision=precision), exact, strict=True
             )
         ]
         for form in ("plain", "direct")
@@ -331,9 +385,9 @@ def _convs(name: str) -> tuple[Conv, ...]:
     return parse_spec(name).layout(16).convs
 
 
-@needs_dots
-def test_it_is_timed_where_it_can_be_taken() -> None:
-    """In bfloat16 on a CPU: 3 x 3, in groups that are enough for a vector."""
+def test_it_is_timed_where_it_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU, in bfloat16 where it has the instruction: 3 x 3, in groups that are
+    enough for a vector."""
     for name, expected in (
         ("resnext11-32x1d-t32", True),
         ("resnext11-4x8d-t32", True),
@@ -345,11 +399,12 @@ def test_it_is_timed_where_it_can_be_taken() -> None:
     ):
         conv = next(c for c in _convs(name) if c.kernel_size == 3 and c.in_channels > 3)
         assert has_direct(conv) == expected, name
-        timed = tuning.candidate_forms(conv, precision="bf16", device=CPU)
-        assert ("direct" in timed) == expected, name
-        assert "direct" not in tuning.candidate_forms(
-            conv, precision="fp32", device=CPU
-        )
+        for precision in get_args(Precision):
+            for has_dots in (True, False):
+                monkeypatch.setattr(direct, "HAS_DOTS", has_dots)
+                timed = tuning.candidate_forms(conv, precision=precision, device=CPU)
+                can_be = precision == "fp32" or has_dots
+                assert ("direct" in timed) == (expected and can_be), name
         on_gpu = torch.device("cuda")
         timed = tuning.candidate_forms(conv, precision="bf16", device=on_gpu)
         assert "direct" not in timed
@@ -364,7 +419,6 @@ def test_it_is_timed_where_it_can_be_taken() -> None:
                 )
 
 
-@needs_dots
 def test_a_form_that_the_cache_does_not_know_is_timed(
     monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -392,7 +446,7 @@ def test_a_form_that_the_cache_does_not_know_is_timed(
     direct_ones = {conv_key(conv) for conv in convs if has_direct(conv)}
 
     def fastest() -> dict[str, str]:
-        return tuning.fastest_forms(convs, batch_size=4, precision="bf16", device=CPU)
+        return tuning.fastest_forms(convs, batch_size=4, precision="fp32", device=CPU)
 
     monkeypatch.setattr(tuning, "candidate_forms", earlier)
     assert "direct" not in fastest().values()

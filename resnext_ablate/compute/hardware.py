@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from resnext_ablate.architecture.spec import InputError
 
 Precision = Literal["fp32", "bf16"]
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 # glibc serves tensors above 32 MiB by mmap and hands them back at once, so that every
 # step faults its activations in afresh; huge pages make the first touch cheap.

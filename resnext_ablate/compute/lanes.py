@@ -25,8 +25,11 @@ WIDE = 32
 
 _INT16, _INT32 = ir.IntType(16), ir.IntType(32)
 _FLOAT, _DOUBLE = ir.FloatType(), ir.DoubleType()
-_ROUNDS = bool(llvmlite.binding.get_host_cpu_features().get("avx512bf16"))
+_FEATURES = llvmlite.binding.get_host_cpu_features()
+_ROUNDS = bool(_FEATURES.get("avx512bf16"))
 """Whether the CPU rounds to bfloat16 itself."""
+HAS_32_REGISTERS = bool(_FEATURES.get("avx512f") or _FEATURES.get("neon"))
+"""Whether the CPU holds 32 vectors; else 16."""
 
 
 def compiled(function: Any) -> Any:
@@ -46,7 +49,7 @@ def compiled(function: Any) -> Any:
 def _made_from() -> str:
     """A digest of all code that compiled loops consist of."""
     folder, digest = Path(__file__).parent, hashlib.blake2b(digest_size=6)
-    for pattern in ("lanes.py", "dots.py", "*loops.py"):
+    for pattern in ("lanes.py", "dots.py", "taps.py", "*loops.py"):
         for file in sorted(folder.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -55,6 +58,11 @@ def _made_from() -> str:
 def part(function: Any) -> Any:
     """Compiled along with what calls it."""
     return numba.njit(function, nogil=True, fastmath={"contract"})
+
+
+def leaf(function: Any) -> Any:
+    """As a part that makes no arrays: it does not count who holds those it is given."""
+    return numba.njit(function, nogil=True, fastmath={"contract"}, _nrt=False)
 
 
 class Lanes(types.Type):
@@ -132,6 +140,133 @@ def store(context: Any, array: Any, place: Any, value: Any) -> Any:
         return target.get_dummy_value()
 
     return types.void(array, place, value), generate
+
+
+@intrinsic
+def add_products(
+    context: Any,
+    sums: Any,
+    values: Any,
+    place: Any,
+    step: Any,
+    factor: Any,
+    is_shared: Any,
+) -> Any:
+    """The sums, and to each what a factor makes of values: lanes times lanes.
+
+    Args:
+        sums: a tuple of lanes.
+        values: flat float32.
+        place: where the values for the first of the sums are.
+        step: from those of one to the next.
+        factor: lanes.
+        is_shared: a tuple of two numbers where all lanes take the same value, of one
+            where each takes its own.
+    """
+    lanes = sums.dtype
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        array = signature.args[1]
+        data = target.make_array(array)(target, builder, given[1]).data
+        out = given[0]
+        for index in range(sums.count):
+            ahead = builder.mul(given[3], ir.Constant(given[3].type, index))
+            pointer = builder.gep(data, [builder.add(given[2], ahead)])
+            if is_shared.count > 1:
+                pointer = builder.bitcast(
+                    pointer, ir.VectorType(_FLOAT, 1).as_pointer()
+                )
+                one = builder.load(pointer, align=4)
+                found = builder.shuffle_vector(one, one, _constant(_INT32, 0, lanes))
+            else:
+                pointer = builder.bitcast(pointer, vector.as_pointer())
+                found = builder.load(pointer, align=4)
+            product = builder.fmul(given[4], found, flags=("contract",))
+            total = builder.extract_value(out, index)
+            total = builder.fadd(total, product, flags=("contract",))
+            out = builder.insert_value(out, total, index)
+        return out
+
+    vector = ir.VectorType(_FLOAT, lanes.width)
+    int64 = types.int64
+    return sums(sums, values, int64, int64, factor, is_shared), generate
+
+
+@intrinsic
+def store_each(
+    context: Any, out: Any, place: Any, step: Any, sums: Any, first: Any
+) -> Any:
+    """Writes a tuple of lanes to flat float32: one from a place on, the next a step
+    further, and so on. What lies under those before the first lane stays."""
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        data = target.make_array(signature.args[0])(target, builder, given[0]).data
+        width = sums.dtype.width
+        kind = ir.VectorType(_INT32, width)
+        nowhere = ir.Constant(kind, [0] * width)
+        limit = builder.bitcast(
+            builder.trunc(given[4], _INT32), ir.VectorType(_INT32, 1)
+        )
+        limit = builder.shuffle_vector(limit, limit, nowhere)
+        lanes = ir.Constant(kind, list(range(width)))
+        is_written = builder.icmp_unsigned(">=", lanes, limit)
+        for index in range(sums.count):
+            ahead = builder.mul(given[2], ir.Constant(given[2].type, index))
+            pointer = builder.gep(data, [builder.add(given[1], ahead)])
+            total = builder.extract_value(given[3], index)
+            pointer = builder.bitcast(pointer, total.type.as_pointer())
+            there = builder.load(pointer, align=4)
+            builder.store(builder.select(is_written, total, there), pointer, align=4)
+        return target.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(out, int64, int64, sums, int64), generate
+
+
+@intrinsic
+def spread(
+    context: Any,
+    out: Any,
+    place: Any,
+    step: Any,
+    value: Any,
+    group: Any,
+    before: Any,
+) -> Any:
+    """Writes vectors in which each lane has a value of its own group: the first of it
+    from a place on, the second a step further, and so on.
+
+    Args:
+        out: flat float32.
+        place: where to write.
+        step: from vector to vector.
+        value: lanes of groups side by side.
+        group: a tuple of as many numbers as a group has lanes.
+        before: a tuple of one number more than there are lanes before the first whole
+            group. These, and those behind the last one, are written as zeros.
+    """
+    begin, count, nowhere = before.count - 1, group.count, value.width
+
+    def source(lane: int, channel: int) -> int:
+        first = begin + (lane - begin) // count * count
+        is_whole = lane >= begin and first + count <= value.width
+        return int(first + channel if is_whole else nowhere)
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        data = target.make_array(signature.args[0])(target, builder, given[0]).data
+        zero = _constant(_FLOAT, 0.0, value)
+        for channel in range(count):
+            order = [source(lane, channel) for lane in range(value.width)]
+            mask = ir.Constant(ir.VectorType(_INT32, value.width), order)
+            mixed = builder.shuffle_vector(given[3], zero, mask)
+            ahead = builder.mul(given[2], ir.Constant(given[2].type, channel))
+            pointer = builder.gep(data, [builder.add(given[1], ahead)])
+            pointer = builder.bitcast(pointer, zero.type.as_pointer())
+            builder.store(mixed, pointer, align=4)
+        return target.get_dummy_value()
+
+    int64 = types.int64
+    return types.void(out, int64, int64, value, group, before), generate
 
 
 @intrinsic

@@ -35,9 +35,9 @@ class Conv2d(nn.Conv2d):
         form: `plain` is torch's; `matmul` multiplies matrices, where the kernel is 1x1;
             `merge4` computes every 4 groups as one dense block, whose weights are zero
             where the groups do not meet; `nchw` and `nchw+merge4` leave channels-last
-            for the convolution; `direct` computes groups by compiled loops of a CPU, in
-            bfloat16, and is torch's elsewhere; `triton` and `triton+merge4` are
-            our own kernels for narrow groups on CUDA.
+            for the convolution; `direct` computes groups by compiled loops of a CPU,
+            and is torch's where those cannot run; `triton` and `triton+merge4` are our
+            own kernels for narrow groups on CUDA.
     """
 
     form: str = "plain"

@@ -14,7 +14,7 @@ import torch
 from resnext_ablate.architecture.roofline import Peaks, training_floor_s
 from resnext_ablate.architecture.spec import ResNeXtSpec
 from resnext_ablate.compute import tuning
-from resnext_ablate.compute.hardware import Precision, synchronised_time_s
+from resnext_ablate.compute.hardware import DTYPES, Precision, synchronised_time_s
 
 _REPEATS = 12
 
@@ -44,7 +44,7 @@ def known_peaks(
 
 def measure_peaks(device: torch.device, *, precision: Precision) -> Peaks:
     """The best of a large matrix product and of a large copy, on the threads set."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = DTYPES[precision]
     on_cuda = device.type == "cuda"
     side = 8192 if on_cuda else 1024
     left, right = (torch.ones(side, side, dtype=dtype, device=device) for _ in "ab")

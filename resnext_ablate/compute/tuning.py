@@ -151,7 +151,7 @@ def _is_fused_faster(device: torch.device) -> bool:
 def _kernel_times_ms(device: torch.device) -> dict[str, float]:
     """Milliseconds of norm and ReLU, forward and backward, in either kernels."""
     precision = hardware.resolve_precision("auto", device=device)
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = hardware.DTYPES[precision]
     features = _activations(_TYPICAL, dtype=dtype, device=device)
     norm = BatchNorm2d(_TYPICAL[1]).to(device)
 
@@ -241,11 +241,12 @@ def candidate_forms(
         for merged in range(2, own_groups + 1)
         if own_groups % merged == 0 and merged * width <= _WIDEST_BLOCK
     ]
-    if device.type == "cpu" and precision == "bf16" and has_direct(conv):
+    if device.type == "cpu" and has_direct(conv):
         # Imported here because it brings a compiler.
-        from resnext_ablate.compute.dots import HAS_DOTS
+        from resnext_ablate.compute.direct import is_precision_possible
 
-        return ("plain", *merges, *(["direct"] if HAS_DOTS else []))
+        can_be = is_precision_possible(hardware.DTYPES[precision])
+        return ("plain", *merges, *(["direct"] if can_be else []))
     if device.type != "cuda" or conv.groups == 1:
         return ("plain", *merges)
     # Half of the group widths are slow in one layout, the other half in the other.
@@ -287,7 +288,7 @@ def _times_ms(
     conv: Conv, *, batch_size: int, precision: Precision, device: torch.device
 ) -> dict[str, float]:
     """Milliseconds of each form; interleaved, so that a busy moment hits all."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = hardware.DTYPES[precision]
     size = (batch_size, conv.in_channels, conv.in_side, conv.in_side)
     features = _activations(size, dtype=dtype, device=device)
     module = convolution(conv).to(device).to(memory_format=torch.channels_last)

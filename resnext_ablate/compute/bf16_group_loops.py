@@ -36,6 +36,7 @@ from resnext_ablate.compute.lanes import (
     prefetch,
     zeros,
 )
+from resnext_ablate.compute.taps import SIDE
 
 Words = npt.NDArray[np.uint16]
 Pairs = npt.NDArray[np.uint32]
@@ -44,8 +45,6 @@ Floats = npt.NDArray[np.float32]
 Totals = npt.NDArray[np.float64]
 Shape = tuple[int, int, int, int]
 
-SIDE = 3
-"""Of a kernel."""
 _BAND_PAIRS = 1 << 14
 """Of a band of rows: it is read for each tap, from the nearer cache."""
 
