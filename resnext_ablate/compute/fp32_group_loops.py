@@ -27,7 +27,6 @@ from resnext_ablate.compute.lanes import (
     zeros,
 )
 from resnext_ablate.compute.row_loops import (
-    ROWS_AHEAD,
     SUMS,
     Floats,
     Layout,
@@ -38,6 +37,7 @@ from resnext_ablate.compute.row_loops import (
     aligned,
     layout_of,
     read_rows,
+    soon,
 )
 from resnext_ablate.compute.taps import SIDE
 
@@ -95,6 +95,8 @@ class _Line(NamedTuple):
     """From what one of them reads to what the next does."""
     first: int
     """The first lane that is written."""
+    ahead: int
+    """From a pixel to one that will be written soon."""
 
 
 @leaf
@@ -120,6 +122,8 @@ def _convolve_row(
         at = begin + pixel * across
         rest = (across, offsets, span, factors, factors_at, is_shared)
         to = line.place + pixel * line.step
+        for late in range(to, to + at_once * line.step, line.step):
+            prefetch(out, (late + line.ahead,))
         if at_once == 8:
             sums = _pixels((*four, *four), read, at, *rest)
             store_each(out, to, line.step, sums, line.first)
@@ -143,6 +147,8 @@ class _Band(NamedTuple):
     """Of the image and the vector, in the output."""
     row_step: int
     step: int
+    ahead: int
+    """From a pixel to one that will be written soon."""
 
 
 @leaf
@@ -165,7 +171,7 @@ def _convolve_band(
         span = (span[1], grids[grid, 3] * vector.width)
         for row in range(band.top, min(band.end, rows)):
             to = band.place + begin + row * band.row_step
-            line = _Line(columns, to, band.step, band.across, vector.first)
+            line = _Line(columns, to, band.step, band.across, vector.first, band.ahead)
             _convolve_row(
                 read,
                 (row - band.top) * band.row,
@@ -238,7 +244,9 @@ def convolve(
                 end = min(rows, top + most)
                 seen = (top * stride - 1, (end - 1) * stride + SIDE - 1)
                 read_rows(x, shape, image, seen, vector, is_shared, read, layout, 0)
-                band = _Band(top, end, row, across, place, row_step, step)
+                band = _Band(
+                    top, end, row, across, place, row_step, step, soon(rows, row_step)
+                )
                 _convolve_band(
                     read, band, begins, offsets, vector, own, at, start, is_shared, out
                 )
@@ -278,7 +286,7 @@ def _add_taps(
         channels: of the gradient.
         block: what to take.
     """
-    z, ahead = zeros(SUMS), ROWS_AHEAD * block.columns * channels
+    z, ahead = zeros(SUMS), soon(block.images * block.rows, block.columns * channels)
     one = other = (z, z, z)
     for image in range(block.images):
         for row in range(block.rows):

@@ -199,24 +199,36 @@ def store_each(
     """Writes a tuple of lanes to flat float32: one from a place on, the next a step
     further, and so on. What lies under those before the first lane stays."""
 
+    width = sums.dtype.width
+
+    def is_kept(builder: Any, first: Any) -> Any:
+        """Which lanes are."""
+        kind = ir.VectorType(_INT32, width)
+        limit = builder.bitcast(builder.trunc(first, _INT32), ir.VectorType(_INT32, 1))
+        limit = builder.shuffle_vector(limit, limit, ir.Constant(kind, [0] * width))
+        lanes = ir.Constant(kind, list(range(width)))
+        return builder.icmp_unsigned("<", lanes, limit)
+
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = target.make_array(signature.args[0])(target, builder, given[0]).data
-        width = sums.dtype.width
-        kind = ir.VectorType(_INT32, width)
-        nowhere = ir.Constant(kind, [0] * width)
-        limit = builder.bitcast(
-            builder.trunc(given[4], _INT32), ir.VectorType(_INT32, 1)
-        )
-        limit = builder.shuffle_vector(limit, limit, nowhere)
-        lanes = ir.Constant(kind, list(range(width)))
-        is_written = builder.icmp_unsigned(">=", lanes, limit)
+        places = []
         for index in range(sums.count):
             ahead = builder.mul(given[2], ir.Constant(given[2].type, index))
             pointer = builder.gep(data, [builder.add(given[1], ahead)])
             total = builder.extract_value(given[3], index)
-            pointer = builder.bitcast(pointer, total.type.as_pointer())
-            there = builder.load(pointer, align=4)
-            builder.store(builder.select(is_written, total, there), pointer, align=4)
+            places.append((total, builder.bitcast(pointer, total.type.as_pointer())))
+        is_whole = builder.icmp_signed("==", given[4], ir.Constant(given[4].type, 0))
+        # To write some lanes alone is slow: this is not for all vectors.
+        with builder.if_else(is_whole) as (whole, in_part):
+            with whole:
+                for total, pointer in places:
+                    builder.store(total, pointer, align=4)
+            with in_part:
+                kept = is_kept(builder, given[4])
+                for total, pointer in places:
+                    there = builder.load(pointer, align=4)
+                    both = builder.select(kept, there, total)
+                    builder.store(both, pointer, align=4)
         return target.get_dummy_value()
 
     int64 = types.int64

@@ -30,6 +30,7 @@ SUMS = 16
 """Lanes of a vector."""
 WIDEST_MIXED = 8
 """Channels of a group that shares vectors with others."""
+_SMALL = 1 << 15
 ROWS_AHEAD = 2
 """From a row to the one that is asked of the memory meanwhile."""
 
@@ -81,6 +82,13 @@ class _Row(NamedTuple):
     to: int
     ahead: int
     """From a pixel to one that will be read soon."""
+
+
+@leaf
+def soon(rows: int, length: int) -> int:
+    """From a value to one that is asked of the memory meanwhile, so many rows of such a
+    length being an image: in the next one, or some rows below where those are large."""
+    return rows * length if rows * length <= _SMALL else ROWS_AHEAD * length
 
 
 @leaf
@@ -176,7 +184,7 @@ def read_rows(
 ) -> None:
     """Writes the first to the last of rows of an image, as a vector takes them."""
     _, height, width, channels = shape
-    ahead = ROWS_AHEAD * width * channels
+    ahead = soon(height, width * channels)
     for at in range(rows[0], rows[1]):
         if at < 0 or at >= height:
             for place in range(begin, begin + layout.row - SUMS, SUMS):
