@@ -34,10 +34,10 @@ from resnext_ablate.compute.row_loops import (
     Shape,
     Vector,
     Vectors,
+    ahead_of,
     aligned,
     layout_of,
     read_rows,
-    soon,
 )
 from resnext_ablate.compute.taps import SIDE
 
@@ -122,8 +122,8 @@ def _convolve_row(
         at = begin + pixel * across
         rest = (across, offsets, span, factors, factors_at, is_shared)
         to = line.place + pixel * line.step
-        for late in range(to, to + at_once * line.step, line.step):
-            prefetch(out, (late + line.ahead,))
+        for soon in range(to, to + at_once * line.step, line.step):
+            prefetch(out, (soon + line.ahead,))
         if at_once == 8:
             sums = _pixels((*four, *four), read, at, *rest)
             store_each(out, to, line.step, sums, line.first)
@@ -235,6 +235,7 @@ def convolve(
     offsets, own = _offsets(taps, group_width, layout), aligned(len(factors))
     own[: len(factors)] = factors
     row, across = stride * layout.row, stride * layout.pixel
+    ahead = ahead_of(rows, row_step)
     for image in range(shape[0]):
         for v in range(len(windows)):
             vector = Vector(windows[v], firsts[v], groups[v], group_width)
@@ -244,9 +245,7 @@ def convolve(
                 end = min(rows, top + most)
                 seen = (top * stride - 1, (end - 1) * stride + SIDE - 1)
                 read_rows(x, shape, image, seen, vector, is_shared, read, layout, 0)
-                band = _Band(
-                    top, end, row, across, place, row_step, step, soon(rows, row_step)
-                )
+                band = _Band(top, end, row, across, place, row_step, step, ahead)
                 _convolve_band(
                     read, band, begins, offsets, vector, own, at, start, is_shared, out
                 )
@@ -286,7 +285,10 @@ def _add_taps(
         channels: of the gradient.
         block: what to take.
     """
-    z, ahead = zeros(SUMS), soon(block.images * block.rows, block.columns * channels)
+    z, ahead = (
+        zeros(SUMS),
+        ahead_of(block.images * block.rows, block.columns * channels),
+    )
     one = other = (z, z, z)
     for image in range(block.images):
         for row in range(block.rows):

@@ -30,9 +30,10 @@ SUMS = 16
 """Lanes of a vector."""
 WIDEST_MIXED = 8
 """Channels of a group that shares vectors with others."""
-_SMALL = 1 << 15
-ROWS_AHEAD = 2
-"""From a row to the one that is asked of the memory meanwhile."""
+_NEAR = 1 << 15
+"""Values of the largest image that may lie in a near cache along with the next."""
+_ROWS_AHEAD = 2
+"""From a row of larger ones to the one that is asked of the memory meanwhile."""
 
 
 class Vectors(NamedTuple):
@@ -85,14 +86,15 @@ class _Row(NamedTuple):
 
 
 @leaf
-def soon(rows: int, length: int) -> int:
-    """From a value to one that is asked of the memory meanwhile, so many rows of such a
-    length being an image: in the next one, or some rows below where those are large."""
-    return rows * length if rows * length <= _SMALL else ROWS_AHEAD * length
+def ahead_of(rows: int, length: int) -> int:
+    """From a value to the one that is asked of the memory meanwhile, so many rows of
+    such a length being an image: to the next image's, or some rows on."""
+    return rows * length if rows * length <= _NEAR else _ROWS_AHEAD * length
 
 
 @leaf
 def layout_of(width: int, group_width: int, is_shared: Any) -> Layout:
+    """Of rows of W pixels."""
     if len(is_shared) > 1:
         return Layout((width + 2) * group_width, group_width, 1)
     line = (width + 2) * SUMS
@@ -182,9 +184,20 @@ def read_rows(
     layout: Layout,
     begin: int,
 ) -> None:
-    """Writes the first to the last of rows of an image, as a vector takes them."""
+    """Writes rows of an image as a vector takes them, zeros for those outside of it.
+
+    Args:
+        x: flat (N, H, W, C).
+        shape: its own.
+        image: which of them.
+        rows: the first of its rows, and the one behind the last.
+        vector: who takes them.
+        is_shared: as that of `Vectors`.
+        read: where to write, from `begin` on; its first and last pixels are zeros.
+        layout: of what is written.
+    """
     _, height, width, channels = shape
-    ahead = soon(height, width * channels)
+    ahead = ahead_of(height, width * channels)
     for at in range(rows[0], rows[1]):
         if at < 0 or at >= height:
             for place in range(begin, begin + layout.row - SUMS, SUMS):
