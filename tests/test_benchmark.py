@@ -175,16 +175,32 @@ def test_study_with_measured_nets(tmp_path: Path) -> None:
     assert read_costs(folder) == costs
 
 
-@pytest.mark.slow
-def test_study_at_equal_step_time_keeps_its_nets(tmp_path: Path) -> None:
-    """Widths solved by measuring are settled once: noise cannot change them later."""
-    (tmp_path / "s.toml").write_text(STUDY.format(hold="step_time", measure="false"))
-    done = program("run", "s.toml", "--json", cwd=tmp_path)
+def _timed_plan(folder: Path) -> dict[str, Any]:
+    """The plan of a study at equal step time, run in a folder."""
+    (folder / "s.toml").write_text(STUDY.format(hold="step_time", measure="false"))
+    done = program("run", "s.toml", "--json", cwd=folder)
     assert done.returncode == 0, done.stderr
     verdict = json.loads(done.stdout)["verdict"]
     assert "At equal measured step time (medians within" in verdict
+    plan = (folder / "results" / "timed" / "plan.json").read_text()
+    return dict(json.loads(plan))
+
+
+@pytest.mark.slow
+def test_study_at_equal_step_time_keeps_its_nets(tmp_path: Path) -> None:
+    """Widths solved by measuring are settled once: noise cannot change them later."""
+    plan = _timed_plan(tmp_path)
+    costs = read_costs(tmp_path / "results" / "timed")
+    assert costs is not None and len(costs.nets) == len(plan["nets"]) == 2
+    assert _timed_plan(tmp_path)["nets"] == plan["nets"]
+    assert read_costs(tmp_path / "results" / "timed") == costs
+
+
+@pytest.mark.full
+def test_study_at_equal_step_time_grows_by_a_net(tmp_path: Path) -> None:
+    """Those that it has stay what they are beside a new one, which is measured."""
+    plan = _timed_plan(tmp_path)
     folder = tmp_path / "results" / "timed"
-    plan = json.loads((folder / "plan.json").read_text())
     more = program("run", "s.toml", "net.cardinality=[1, 2, 4]", cwd=tmp_path)
     assert more.returncode == 0, more.stderr
     grown = json.loads((folder / "plan.json").read_text())
