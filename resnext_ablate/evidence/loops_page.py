@@ -87,7 +87,8 @@ def loops_figure(data: LoopsData) -> go.Figure:
             ]
         },
         text=[f"{ratio:.1f} x" for ratio in rows["ratio"]],
-        textposition="inside",
+        textposition="auto",  # Outside of a bar that is too short.
+        textangle=0,
         insidetextanchor="start",
         hovertemplate="%{y}<br>%{x:,.0f} images/s<extra></extra>",
     )
