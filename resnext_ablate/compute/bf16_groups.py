@@ -15,8 +15,8 @@ from torch import Tensor
 from resnext_ablate.compute import bf16_group_loops as loops
 from resnext_ablate.compute.bf16_group_loops import Grid, Pairs, Places, Steps, Words
 from resnext_ablate.compute.dots import SUMS, WORDS
-from resnext_ablate.compute.fused import flat
-from resnext_ablate.compute.taps import SIDE, TAPS, Taps, givers
+from resnext_ablate.compute.fused import empty, flat
+from resnext_ablate.compute.taps import SIDE, TAPS, Taps, corners, givers
 
 _WIDEST_MIXED = 8
 """Channels of a group that shares vectors with others."""
@@ -30,7 +30,7 @@ def forward(
     """See `direct.forward`."""
     count, channels, height, width = features.shape
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
-    out = _empty(features, rows, columns)
+    out = empty(features, rows, columns)
     length = columns * channels
     grid = Grid(rows * length, 0, rows, columns, length, channels)
     steps = _steps(_order(*_widths(weight), TAPS, False), weight, bias)
@@ -44,22 +44,20 @@ def features_gradient(
 ) -> Tensor:
     """See `direct.features_gradient`."""
     count, channels, height, width = features.shape
-    out = _empty(features, height, width)
+    out = empty(features, height, width)
     length = width * channels
     grids = []
-    # Pixels in even and in odd rows and columns were seen by different taps.
-    for top in range(min(stride, height)):
-        for left in range(min(stride, width)):
-            grid = Grid(
-                image=height * length,
-                start=top * length + left * channels,
-                rows=(height - top - 1) // stride + 1,
-                columns=(width - left - 1) // stride + 1,
-                row_step=stride * length,
-                column_step=stride * channels,
-            )
-            order = _order(*_widths(weight), givers(top, left, stride), True)
-            grids.append((_steps(order, weight), grid))
+    for top, left in corners(height, width, stride):
+        grid = Grid(
+            image=height * length,
+            start=top * length + left * channels,
+            rows=(height - top - 1) // stride + 1,
+            columns=(width - left - 1) // stride + 1,
+            row_step=stride * length,
+            column_step=stride * channels,
+        )
+        order = _order(*_widths(weight), givers(top, left, stride), True)
+        grids.append((_steps(order, weight), grid))
     shape = (count, *grad.shape[2:], channels)
     loops.convolve(flat(grad), shape, 1, tuple(grids), flat(out))
     return out
@@ -244,9 +242,3 @@ def _reach(begin: int, group_width: int) -> int:
 
 def _widths(weight: Tensor) -> tuple[int, int]:
     return weight.shape[0], weight.shape[1]
-
-
-def _empty(like: Tensor, height: int, width: int) -> Tensor:
-    count, channels = like.shape[:2]
-    size = (count, height, width, channels)
-    return torch.empty(size, dtype=like.dtype).permute(0, 3, 1, 2)

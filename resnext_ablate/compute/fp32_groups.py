@@ -14,7 +14,7 @@ from torch import Tensor
 
 from resnext_ablate.compute import fp32_group_loops as loops
 from resnext_ablate.compute.fp32_group_loops import Grids
-from resnext_ablate.compute.fused import flat
+from resnext_ablate.compute.fused import empty, flat
 from resnext_ablate.compute.row_loops import (
     SUMS,
     WIDEST_MIXED,
@@ -22,7 +22,7 @@ from resnext_ablate.compute.row_loops import (
     Places,
     Vectors,
 )
-from resnext_ablate.compute.taps import SIDE, TAPS, Taps, givers
+from resnext_ablate.compute.taps import SIDE, TAPS, Taps, corners, givers
 
 
 def forward(
@@ -31,7 +31,7 @@ def forward(
     """See `direct.forward`."""
     count, channels, height, width = features.shape
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
-    out = _empty(features, rows, columns)
+    out = empty(features, rows, columns)
     order = _order(channels, weight.shape[1], (TAPS,), False)
     starts = np.zeros((len(order.channels), SUMS), np.float32)
     if bias is not None:
@@ -63,17 +63,12 @@ def features_gradient(
 ) -> Tensor:
     """See `direct.features_gradient`."""
     count, channels, height, width = features.shape
-    out = _empty(features, height, width)
-    # Pixels in even and in odd rows and columns were seen by different taps.
-    corners = [
-        (top, left)
-        for top in range(min(stride, height))
-        for left in range(min(stride, width))
-    ]
-    taps = tuple(givers(*corner, stride) for corner in corners)
+    out = empty(features, height, width)
+    begun = corners(height, width, stride)
+    taps = tuple(givers(*corner, stride) for corner in begun)
     order = _order(channels, weight.shape[1], taps, True)
     length = width * channels
-    tops, lefts = np.array(corners).T
+    tops, lefts = np.array(begun).T
     begins = tops * length + lefts * channels
     rows, columns = (height - tops - 1) // stride + 1, (width - lefts - 1) // stride + 1
     ends = np.cumsum([len(each) for each in taps])
@@ -192,8 +187,3 @@ def _factors(weight: Tensor, order: _Order) -> Floats:
     flat_weight = weight.detach().contiguous().numpy().reshape(-1)
     factors: Floats = np.append(flat_weight, np.float32(0))[order.factors]
     return factors
-
-
-def _empty(like: Tensor, height: int, width: int) -> Tensor:
-    size = (*like.shape[:2], height, width)
-    return torch.empty(size, dtype=like.dtype, memory_format=torch.channels_last)

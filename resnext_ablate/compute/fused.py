@@ -270,6 +270,13 @@ def dense(features: Tensor) -> Tensor:
     return features.contiguous(memory_format=torch.channels_last)
 
 
+def empty(like: Tensor, height: int, width: int) -> Tensor:
+    """Dense (N, C, height, width) of another's kind, batch and channels."""
+    count, channels = like.shape[:2]
+    size = (count, height, width, channels)
+    return torch.empty(size, dtype=like.dtype).permute(0, 3, 1, 2)
+
+
 def pixels(features: Tensor) -> Tensor:
     """Dense (N, C, H, W) as (N H W, C), without a copy."""
     channels = features.shape[1]

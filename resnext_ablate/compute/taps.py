@@ -14,6 +14,16 @@ TAPS: Taps = tuple((row - 1, column - 1, row, column) for row, column in _SQUARE
 """What a pixel of the output takes, from the pixel of the input that it lies on."""
 
 
+def corners(height: int, width: int, stride: int) -> list[tuple[int, int]]:
+    """The first pixel of each grid of an image whose pixels the same taps have seen:
+    those in even and in odd rows and columns where the stride is 2."""
+    return [
+        (top, left)
+        for top in range(min(stride, height))
+        for left in range(min(stride, width))
+    ]
+
+
 @lru_cache
 def givers(top: int, left: int, stride: int) -> Taps:
     """The taps that have seen a pixel, by its row and column modulo the stride: from
