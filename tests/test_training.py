@@ -301,17 +301,33 @@ def test_a_parameter_without_gradient_stays() -> None:
     assert model.fc.bias.grad is None
 
 
-def test_training_needs_no_compiler_of_torchs() -> None:
-    """Making an optimizer and taking a step imports no torch._dynamo."""
-    code = (
-        "import sys, torch; from resnext_ablate.compute import optimization, model; "
-        "from resnext_ablate.records.config import TrainConfig; "
-        "net = model.build('resnet11-t4'); "
-        "sgd = optimization.make_optimizer(net, config=TrainConfig(epochs=1)); "
-        "net(torch.zeros(2, 3, 8, 8)).sum().backward(); sgd.step(); sgd.zero_grad(); "
-        "assert 'torch._dynamo' not in sys.modules"
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_run_imports_nothing_that_it_does_not_need(deterministic: bool) -> None:
+    """Not torch's compiler, 1.3 s of every process, nor what prepares and plots."""
+    folder = preparation.prepare(PLAIN).folder
+    code = f"""
+import sys, torch
+from pathlib import Path
+from resnext_ablate.architecture.names import parse_spec
+from resnext_ablate.compute import data, training
+from resnext_ablate.records.config import DataConfig, TrainConfig
+cpu = torch.device("cpu")
+training.train(
+    parse_spec("resnext11-1x4d-t4-in1-c10"),
+    config=TrainConfig(epochs=1, batch_size=64, precision="fp32", kernels="fused"),
+    data_config=DataConfig(name="digits", crop_padding=1),
+    dataset=data.load(Path({str(folder)!r}), device=cpu),
+    seed=0, device=cpu, deterministic={deterministic}, on_epoch=print,
+)
+print(*sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    loaded = done.stdout.split()
+    assert "resnext_ablate.compute.residual" in loaded
+    needless = {"torch._dynamo", "torchvision", "optuna", "pandas", "plotly", "sklearn"}
+    assert not needless.intersection(loaded)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
