@@ -76,7 +76,7 @@ ROOMS: dict[str, set[str]] = {
         "outcomes",
         "records",
     },
-    "paper": set(),
+    "paper": {"complaints"},
     "checks": {
         "complaints",
         "complexity",
@@ -257,6 +257,7 @@ ROOMS: dict[str, set[str]] = {
         "config",
         "hardware",
         "looks",
+        "paper",
         "preparation",
         "records",
         "search_plan",

@@ -265,6 +265,7 @@ def test_unwritable_results_folder_is_refused(tmp_path: Path, place: str) -> Non
             "no width holds macs within 0.01 %",
         ),
         (["run.device=cuda:7"], "this machine has no such device"),
+        (["report.paper=table3/ResNet-51"], "did you mean 'table3/ResNet-50'?"),
     ],
 )
 def test_bad_study_is_one_message_and_code_2(

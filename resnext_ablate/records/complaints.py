@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeGuard, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -69,7 +69,7 @@ def _key_of(location: Sequence[str | int], model: type[BaseModel]) -> tuple[str,
 
 def _unknown_key(location: Sequence[str], model: type[BaseModel]) -> str:
     known = _fields_at(location[:-1], model)
-    near = _nearest(location[-1], known)
+    near = did_you_mean(location[-1], known)
     table = f"[{'.'.join(location[:-1])}]" if location[1:] else "the study file"
     return f"unknown key {location[-1]!r} in {table}{near}; known: {', '.join(known)}."
 
@@ -88,12 +88,13 @@ def _given(problem: ErrorDetails) -> str:
     given = problem["input"]
     near = ""
     if problem["type"] == "literal_error" and isinstance(given, str):
-        near = _nearest(given, re.findall(r"'([^']*)'", problem["msg"]))
+        near = did_you_mean(given, re.findall(r"'([^']*)'", problem["msg"]))
     return f", got {given!r}{near}"
 
 
-def _nearest(given: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """The known word nearest to one that is not known; empty where none is near."""
+    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

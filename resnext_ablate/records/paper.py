@@ -7,6 +7,7 @@ import importlib.resources
 import pandas as pd
 
 from resnext_ablate.architecture.spec import InputError
+from resnext_ablate.records.complaints import did_you_mean
 
 
 def matched_rows(nets: pd.DataFrame, *, key: str | None) -> pd.DataFrame:
@@ -52,8 +53,11 @@ def load_paper(key: str) -> pd.DataFrame:
     rows = _read("paper.csv").dropna(subset="top1_error_pct")
     keys = rows["table"] + "/" + rows["model"]
     if key not in set(keys):
-        known = ", ".join(dict.fromkeys(keys))
-        raise InputError(f"report.paper: no rows {key!r}; known: {known}.")
+        known = tuple(dict.fromkeys(keys))
+        raise InputError(
+            f"report.paper: no rows {key!r}{did_you_mean(key, known)}; known: "
+            f"{', '.join(known)}."
+        )
     return rows[keys == key].reset_index(drop=True)
 
 

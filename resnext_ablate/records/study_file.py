@@ -8,7 +8,6 @@ the study is then called `<name>-<profile>`, and has a results folder of its own
 from __future__ import annotations
 
 import copy
-import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
@@ -116,8 +115,7 @@ def _chosen(
         return profiles[profile]
     if not profiles:
         raise InputError(f"--profile: {path} has no profiles, so none {profile!r}.")
-    near = difflib.get_close_matches(profile, profiles, n=1, cutoff=0.5)
-    hint = f" (did you mean {near[0]!r}?)" if near else ""
+    hint = complaints.did_you_mean(profile, profiles)
     raise InputError(
         f"--profile: {path} has no profile {profile!r}{hint}; it has "
         f"{', '.join(profiles)}."

@@ -16,7 +16,7 @@ import torch
 from resnext_ablate.architecture.spec import InputError
 from resnext_ablate.compute import hardware, preparation, tuning
 from resnext_ablate.numbers import looks
-from resnext_ablate.records import certificate, records
+from resnext_ablate.records import certificate, paper, records
 from resnext_ablate.records.certificate import DeviceCosts
 from resnext_ablate.records.config import StudyConfig, differences, load_study
 from resnext_ablate.records.records import Cell, NetRecord, Plan
@@ -96,9 +96,12 @@ def prepare(
         on_data: told (done, total) while images are decoded.
 
     Raises:
-        InputError: images, nets or devices are not as they need to be; or the study
-            differs from `earlier` so that runs would not be comparable.
+        InputError: images, nets, devices or rows of the paper are not as they need to
+            be; or the study differs from `earlier` so that runs would not be
+            comparable.
     """
+    if config.report.paper is not None:
+        paper.load_paper(config.report.paper)  # The report would say so after all runs.
     config, devices = _resolve(config, earlier=earlier.config if earlier else None)
     if earlier:
         _check_comparable(earlier.config, config)
