@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -167,8 +168,14 @@ def _rounding() -> Callable[..., None]:
         for i in range(first, last):
             lanes.store(out, (i, j), lanes.load(exact, (i, j), nothing))
 
-    over: Callable[..., None] = loops._over_columns(few_rows=4)(columns)
-    return over
+    over = loops._over_columns(few_rows=4)(columns)
+
+    @numba.njit
+    def rounding(shape: tuple[int, int], arguments: Any) -> None:
+        over(shape, arguments)
+
+    entry: Callable[..., None] = rounding
+    return entry
 
 
 ROUND = _rounding()

@@ -229,11 +229,14 @@ def convolve(
     """
     windows, firsts, groups, group_width, is_shared = vectors
     begins, row_step, step, image_step, taps = grids
-    rows, layout = begins[:, 1].max(), layout_of(shape[2], group_width, is_shared)
+    rows, layout = 0, layout_of(shape[2], group_width, is_shared)
+    for grid in range(len(begins)):
+        rows = max(rows, begins[grid, 1])
     most = _rows_at_once(rows, stride, layout)
     read = aligned(((most - 1) * stride + SIDE) * layout.row)
     offsets, own = _offsets(taps, group_width, layout), aligned(len(factors))
-    own[: len(factors)] = factors
+    for i in range(len(factors)):
+        own[i] = factors[i]
     row, across = stride * layout.row, stride * layout.pixel
     ahead = ahead_of(rows, row_step)
     for image in range(shape[0]):

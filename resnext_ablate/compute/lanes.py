@@ -31,14 +31,22 @@ _ROUNDS = bool(_FEATURES.get("avx512bf16"))
 HAS_32_REGISTERS = bool(_FEATURES.get("avx512f") or _FEATURES.get("neon"))
 """Whether the CPU holds 32 vectors; else 16."""
 
+_INSIDE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+"""Options of what Python never calls: entries for it take long to compile."""
+
 
 def compiled(function: Any) -> Any:
-    """Compiled at its first call, and kept on disk where a folder can be written."""
+    """Compiled at its first call, and kept on disk where a folder can be written.
+
+    Loops write arrays value by value: with an assignment of one array to a slice of
+    another comes NumPy's message for shapes that differ, seconds to compile.
+    """
     # Numba keeps it by this name, and compiles anew when the function's own file
     # changes; it does not know of the other files that loops are made from.
     function.__qualname__ += f".{_made_from()}"
     # Only a multiplication and an addition may become one: NaN must come out as NaN.
     options: dict[str, Any] = {"fastmath": {"contract"}, "error_model": "numpy"}
+    options["no_cfunc_wrapper"] = True
     try:
         return numba.njit(function, nogil=True, cache=True, **options)
     except RuntimeError:
@@ -56,13 +64,14 @@ def _made_from() -> str:
 
 
 def part(function: Any) -> Any:
-    """Compiled along with what calls it."""
-    return numba.njit(function, nogil=True, fastmath={"contract"})
+    """Compiled along with what calls it: Python itself must not."""
+    return numba.njit(function, nogil=True, fastmath={"contract"}, **_INSIDE)
 
 
 def leaf(function: Any) -> Any:
     """As a part that makes no arrays: it does not count who holds those it is given."""
-    return numba.njit(function, nogil=True, fastmath={"contract"}, _nrt=False)
+    options = {**_INSIDE, "_nrt": False}
+    return numba.njit(function, nogil=True, fastmath={"contract"}, **options)
 
 
 class Lanes(types.Type):

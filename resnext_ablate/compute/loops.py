@@ -7,10 +7,9 @@ on the machine.
 
 Activations are (R, L): uint16 that holds the bits of bfloat16, or float32. A row is one
 or more pixels with all their channels, so that L is a multiple of the C channels. What
-is per channel is (K, C), as `normalise` and `gradients` return it. All sums are taken
-in float32 over 64 rows at most and in float64 over those. Each loop goes over some
-rows, over columns as wide as a vector, and over the rows again; what is left of a row
-is taken value by value.
+is per channel is (K, C), as `normalise` and `gradients` return it. All sums are float32
+over 64 rows at most and float64 over those. Each loop goes over some rows, columns as
+wide as a vector, and the rows again; what is left of a row is taken value by value.
 """
 
 from __future__ import annotations
@@ -49,10 +48,7 @@ def _over_columns(*, few_rows: int) -> Callable[[Any], Any]:
     """Makes a loop over some rows and columns go over all, given shape and arguments.
 
     It takes the first and the last row, the first column, and zeros, as many as there
-    are columns, before the arguments.
-
-    Args:
-        few_rows: that it goes over at once where values are in no cache.
+    are columns, before the arguments; `few_rows` at once where values are in no cache.
     """
 
     def made(function: Any) -> Any:
@@ -83,10 +79,12 @@ _sums = _over_columns(few_rows=16)
 @part
 def _tiled(per_channel: PerChannel, length: int) -> PerChannel:
     """(K, C) -> (K, L)."""
-    kinds, num_channels = per_channel.shape
-    out = np.empty((kinds, length), np.float32)
-    for pixel in range(0, length, num_channels):
-        out[:, pixel : pixel + num_channels] = per_channel
+    num_channels = per_channel.shape[1]
+    out = np.empty((len(per_channel), length), np.float32)
+    for kind in range(len(out)):
+        for pixel in range(0, length, num_channels):
+            for c in range(num_channels):
+                out[kind, pixel + c] = per_channel[kind, c]
     return out
 
 
@@ -94,8 +92,10 @@ def _tiled(per_channel: PerChannel, length: int) -> PerChannel:
 def _by_channel(by_column: Sums, num_channels: int) -> Sums:
     """(K, L) -> (K, C)."""
     sums = np.zeros((len(by_column), num_channels))
-    for pixel in range(0, by_column.shape[1], num_channels):
-        sums += by_column[:, pixel : pixel + num_channels]
+    for kind in range(len(by_column)):
+        for pixel in range(0, by_column.shape[1], num_channels):
+            for c in range(num_channels):
+                sums[kind, c] += by_column[kind, pixel + c]
     return sums
 
 
