@@ -54,6 +54,21 @@ def test_help_imports_nothing_heavy() -> None:
     assert "HEAVY []" in done.stdout
 
 
+def test_a_command_ends_without_a_search_for_garbage() -> None:
+    """What is held when a command ends is nothing that Python looks through."""
+    script = (
+        "import gc, sys; sys.argv = ['resnext-ablate', 'describe', 'resnet50']\n"
+        "from resnext_ablate.face.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('LEFT', len(gc.get_objects()))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout.rpartition("LEFT ")[2]) < 1000
+
+
 def test_report_and_status_need_no_torch(tmp_path: Path) -> None:
     """Looking at results works on a laptop without torch."""
     script = (

@@ -9,6 +9,7 @@ Imports that cost time stand inside the verb that needs them, so that `--help` i
 
 from __future__ import annotations
 
+import gc
 import sys
 from typing import Annotated
 
@@ -37,9 +38,13 @@ app = typer.Typer(
     help="FLOPs-matched ResNeXt ablations: wider, deeper or more cardinality?",
 )
 
+_NEW_OBJECTS = 50_000
+"""After so many Python looks for garbage. Imports make many more, and no garbage."""
+
 
 def main() -> None:
     """Entry point of `resnext-ablate`."""
+    gc.set_threshold(_NEW_OBJECTS)
     try:
         app()
     except InputError as error:
@@ -51,6 +56,9 @@ def main() -> None:
     except MeasuringError as error:
         terminal.talk(f"error: {error}")
         sys.exit(1)
+    finally:
+        # Else Python searches all of torch for garbage before it ends: a second.
+        gc.freeze()
 
 
 @app.callback(invoke_without_command=True)
