@@ -27,7 +27,7 @@ from resnext_ablate.records.records import EpochRecord, write_atomically
 
 _FORMAT = 1
 _NUM_KEPT = 2
-_LARGEST_SHARE = 0.02
+_LARGEST_SHARE = 0.01
 """Share of a run's time that saving at every epoch's end may take."""
 
 _logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Keeper:
         identity: all that a run's numbers depend on. A checkpoint of another identity
             is never gone on with.
         every_s: seconds after which one is due at the next step. At the end of an
-            epoch one is due sooner, unless saving would then take over 2 % of the time.
+            epoch one is due sooner, unless saving would then take over 1 % of the time.
     """
 
     def __init__(self, folder: Path, *, identity: str, every_s: float) -> None:
