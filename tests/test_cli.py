@@ -37,36 +37,35 @@ def program(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_help_imports_nothing_heavy() -> None:
-    """`--help` answers without torch, optuna, pandas, plotly or pydantic."""
+def _said_after(*arguments: str, code: str) -> str:
+    """What a command and then some code print, in one process of their own."""
     script = (
-        "import sys; sys.argv = ['resnext-ablate', '--help']\n"
+        f"import gc, sys; sys.argv = ['resnext-ablate', *{arguments!r}]\n"
         "from resnext_ablate.face.cli import main\n"
         "try: main()\n"
-        "except SystemExit: pass\n"
+        f"except SystemExit: pass\n{code}"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_help_imports_nothing_heavy() -> None:
+    """`--help` answers without torch, optuna, pandas, plotly or pydantic."""
+    code = (
         "heavy = {'torch', 'optuna', 'pandas', 'plotly', 'pydantic', 'numpy'}\n"
         "print('HEAVY', sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert "describe" in done.stdout
-    assert "HEAVY []" in done.stdout
+    said = _said_after("--help", code=code)
+    assert "describe" in said
+    assert "HEAVY []" in said
 
 
 def test_a_command_ends_without_a_search_for_garbage() -> None:
     """What is held when a command ends is nothing that Python looks through."""
-    script = (
-        "import gc, sys; sys.argv = ['resnext-ablate', 'describe', 'resnet50']\n"
-        "from resnext_ablate.face.cli import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print('LEFT', len(gc.get_objects()))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True
-    )
-    assert int(done.stdout.rpartition("LEFT ")[2]) < 1000
+    code = "print('LEFT', len(gc.get_objects()))"
+    said = _said_after("describe", "resnet50", code=code)
+    assert int(said.rpartition("LEFT ")[2]) < 1000
 
 
 def test_report_and_status_need_no_torch(tmp_path: Path) -> None:

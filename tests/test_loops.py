@@ -174,8 +174,7 @@ def _rounding() -> Callable[..., None]:
     def rounding(shape: tuple[int, int], arguments: Any) -> None:
         over(shape, arguments)
 
-    entry: Callable[..., None] = rounding
-    return entry
+    return rounding
 
 
 ROUND = _rounding()
