@@ -58,15 +58,17 @@ def test_gradients_of_micro_batches_add_up(count: int) -> None:
 SIGNATURES = """
 import json, sys, torch
 from resnext_ablate.architecture.names import parse_spec
-from resnext_ablate.compute import bf16_group_loops, fp32_group_loops
-from resnext_ablate.compute import image_loops, loops
+from resnext_ablate.compute import bf16_group_loops, bf16_weight_loops
+from resnext_ablate.compute import fp32_group_loops, image_loops, loops
 from resnext_ablate.compute.data import Batch, augment, draw_epoch
 from resnext_ablate.compute.layers import conv_key, has_direct
 from resnext_ablate.compute.learner import compile_loops, new_learner, update
 from resnext_ablate.records.config import TrainConfig
 
 def count():
-    modules = (loops, bf16_group_loops, fp32_group_loops, image_loops)
+    modules = (
+        loops, bf16_group_loops, bf16_weight_loops, fp32_group_loops, image_loops
+    )
     values = [value for module in modules for value in vars(module).values()]
     return sum(len(getattr(value, "signatures", ())) for value in values)
 

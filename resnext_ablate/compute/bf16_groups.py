@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from resnext_ablate.compute import bf16_group_loops as loops
-from resnext_ablate.compute.bf16_group_loops import Grid, Pairs, Places, Steps, Words
+from resnext_ablate.compute import bf16_group_loops, bf16_weight_loops
+from resnext_ablate.compute.bf16_group_loops import Grid, Places, Steps, Words
+from resnext_ablate.compute.bf16_weight_loops import Takers
 from resnext_ablate.compute.dots import SUMS, WORDS
 from resnext_ablate.compute.fused import empty, flat
 from resnext_ablate.compute.taps import SIDE, TAPS, Taps, corners, givers
@@ -35,7 +36,8 @@ def forward(
     grid = Grid(rows * length, 0, rows, columns, length, channels)
     steps = _steps(_order(*_widths(weight), TAPS, False), weight, bias)
     shape = (count, height, width, channels)
-    loops.convolve(flat(features), shape, stride, ((steps, grid),), flat(out))
+    grids = ((steps, grid),)
+    bf16_group_loops.convolve(flat(features), shape, (0,) * stride, grids, flat(out))
     return out
 
 
@@ -59,7 +61,7 @@ def features_gradient(
         order = _order(*_widths(weight), givers(top, left, stride), True)
         grids.append((_steps(order, weight), grid))
     shape = (count, *grad.shape[2:], channels)
-    loops.convolve(flat(grad), shape, 1, tuple(grids), flat(out))
+    bf16_group_loops.convolve(flat(grad), shape, (0,), tuple(grids), flat(out))
     return out
 
 
@@ -69,26 +71,23 @@ def weight_gradient(
     """See `direct.weight_gradient`."""
     count, channels, height, width = features.shape
     group_width = weight.shape[1]
-    takers = _takers(channels, group_width)
-    totals = np.zeros((len(takers.begins), SIDE, SIDE, len(takers.slots), SUMS))
-    shape = (count, height, width, channels)
-    loops.weight_gradient(
+    plan = _plan(channels, group_width)
+    totals = np.zeros((len(plan.chosen), SIDE, SIDE, len(plan.slots), SUMS))
+    bf16_weight_loops.weight_gradient(
         flat(features),
         flat(grad),
-        shape,
+        (count, height, width, channels),
         (0,) * stride,
-        takers.begins,
-        takers.windows,
+        plan.takers,
         # Where groups end with their vectors, half of a window is enough.
         (0,) if SUMS % group_width == 0 else (0, 0),
-        takers.lanes,
-        takers.firsts,
-        takers.block,
+        plan.block,
         totals,
     )
     out = np.empty(tuple(weight.shape), np.float32)
-    own = takers.chosen[:, :, None], takers.slots
-    out[own] = totals.transpose(0, 4, 3, 1, 2)[:, : takers.chosen.shape[1]]
+    lanes = plan.chosen - plan.takers.begins[:, None]
+    found = totals.transpose(0, 4, 3, 1, 2)[np.arange(len(lanes))[:, None], lanes]
+    out[plan.chosen[:, :, None], plan.slots] = found
     return torch.from_numpy(out).to(weight.dtype)
 
 
@@ -96,7 +95,8 @@ class _Order(NamedTuple):
     """`Steps` without weights, and where each factor lies in a flat weight."""
 
     rows: Places
-    columns: Places
+    column: int
+    num_taps: int
     pairs: Places
     begins: Places
     counts: Places
@@ -149,6 +149,8 @@ def _order(
     else:
         places = chosen[:, :, None] * group_width + taken
     rows, columns, *kernel = (np.array(each) for each in zip(*taps, strict=True))
+    rows = np.unique(rows)
+    num_taps = len(taps) // len(rows)
     by_tap = places[..., None] * SIDE**2 + SIDE * kernel[0] + kernel[1]
     nothing = channels * group_width * SIDE**2
     by_tap[:, :, is_idle] = nothing
@@ -157,26 +159,25 @@ def _order(
     by_tap = np.pad(by_tap, beyond, constant_values=nothing)
     split = (len(chosen), SUMS, num_pairs, 2)
     lanes = lanes.reshape(split).transpose(0, 2, 1, 3) if not is_shared else lanes[:0]
+    by_row = by_tap.reshape(*split, len(rows), num_taps)
     return _Order(
         rows=np.repeat(rows, num_pairs),
-        columns=np.repeat(columns, num_pairs),
-        pairs=np.tile(pairs, len(taps)),
+        column=int(columns[0]),
+        num_taps=num_taps,
+        pairs=np.tile(pairs, len(rows)),
         begins=chosen[:, 0].copy(),
         counts=np.full(len(chosen), count),
         windows=windows,
         lanes=lanes.astype(np.uint16).reshape(-1),
         shared=(0, 0) if is_shared else (0,),
-        factors=by_tap.reshape(*split, -1).transpose(0, 4, 2, 1, 3).reshape(-1),
+        factors=by_row.transpose(0, 4, 2, 5, 1, 3).reshape(-1),
     )
 
 
-class _Takers(NamedTuple):
-    """What `loops.weight_gradient` takes, and what its totals are of."""
+class _WeightPlan(NamedTuple):
+    """What `weight_gradient` takes, and what its totals are of."""
 
-    begins: Places
-    windows: Places
-    lanes: Pairs
-    firsts: Places
+    takers: Takers
     block: tuple[int, ...]
     chosen: Places
     """(vectors, channels of each): which those are."""
@@ -185,10 +186,11 @@ class _Takers(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _takers(channels: int, group_width: int) -> _Takers:
+def _plan(channels: int, group_width: int) -> _WeightPlan:
     chosen, windows, first = _vectors(channels, group_width)
+    held = min(WORDS, channels)
     if SUMS % group_width == 0:  # No group reaches out of its vector.
-        windows = chosen[:, 0].copy()
+        windows, held = chosen[:, 0].copy(), SUMS
     slots = np.arange(group_width)
     firsts = np.zeros(1, np.int64)
     block: tuple[int, ...] = (0,)
@@ -200,16 +202,18 @@ def _takers(channels: int, group_width: int) -> _Takers:
         firsts = np.arange(num_blocks) * len(block)
         firsts = np.minimum(firsts, group_width - len(block))
         slots = (firsts[:, None] + np.arange(len(block))).reshape(-1)
-        lanes = lanes[:0]
-    return _Takers(
-        begins=chosen[:, 0].copy(),
+        lanes, held = lanes[:0], max(SUMS, group_width)
+        windows = np.minimum(first[:, 0], channels - held)
+    takers = Takers(
+        # Whole vectors are read, also of groups that fill none.
+        begins=np.minimum(chosen[:, 0], channels - SUMS),
         windows=windows,
+        held=held,
         lanes=lanes.astype(np.uint32).reshape(-1),
+        shifts=first[:, 0] - windows,
         firsts=firsts,
-        block=block,
-        chosen=chosen,
-        slots=slots,
     )
+    return _WeightPlan(takers, block, chosen, slots)
 
 
 @lru_cache

@@ -8,7 +8,8 @@ brought to the lanes that need them.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import llvmlite.binding
 from llvmlite import ir
@@ -45,38 +46,43 @@ def add_pixels(
     lanes_at: Any,
     factors: Any,
     factors_at: Any,
+    taps: Any,
+    stride: Any,
 ) -> Any:
-    """The sums of several pixels, and what one pair of channels adds to each.
+    """The sums of several pixels, and what one pair of channels of a row of taps adds.
 
     Args:
         sums: a tuple, `SUMS` for each pixel.
         values: flat uint16, the bits of bfloat16.
-        start: where the values of the first pixel are.
-        step: from pixel to pixel.
-        inside: whether the first and the last pixel are any.
+        start: where the values of the first pixel's first tap are.
+        step: from column to column.
+        inside: whether the first and the last column are any.
         nothing: flat uint16, `WORDS` zeros in place of those that are not.
-        held: how many values of a pixel are read, `WORDS` at most.
+        held: how many values of a column are read, `WORDS` at most.
         lanes: flat uint16, from `lanes_at` on which of the values each place takes.
-        factors: flat uint16, from `factors_at` on the bits of what it is multiplied by.
+        factors: flat uint16, from `factors_at` on the bits of what it is multiplied by,
+            `WORDS` for each tap.
+        taps: a tuple of as many numbers as there are taps, side by side.
+        stride: one of as many as there are columns from pixel to pixel.
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
-        out = given[0]
         index = _load(builder, data(7), given[8], _WORDS)
-        factor = _load(builder, data(9), given[10], _WORDS)
         is_held = _first_lanes(builder, given[6], WORDS)
-        for pixel, pointer in enumerate(_pixels(builder, data, given, sums.count)):
-            found = _load_some(builder, pointer, is_held)
+
+        def found(pointer: Any) -> Any:
+            near = _load_some(builder, pointer, is_held, WORDS)
             name = "llvm.x86.avx512.permvar.hi.512"
-            found = _call(builder, name, _WORDS, [found, index])
-            total = _dot(builder, builder.extract_value(out, pixel), found, factor)
-            out = builder.insert_value(out, total, pixel)
-        return out
+            return _call(builder, name, _WORDS, [near, index])
+
+        row = _Row(taps.count, stride.count, sums.count)
+        factor = _factors(builder, data(9), given[10], row)
+        return _add_row(builder, data, given, row, factor, found)
 
     int64 = types.int64
     rest = (int64, int64, inside, nothing, int64, lanes, int64, factors, int64)
-    return sums(sums, values, *rest), generate
+    return sums(sums, values, *rest, taps, stride), generate
 
 
 @intrinsic
@@ -90,22 +96,60 @@ def add_shared_pixels(
     nothing: Any,
     factors: Any,
     factors_at: Any,
+    taps: Any,
+    stride: Any,
 ) -> Any:
     """As `add_pixels`, where all sums of a pixel take the same pair: its first two."""
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
-        out = given[0]
-        factor = _load(builder, data(6), given[7], _WORDS)
-        for pixel, pointer in enumerate(_pixels(builder, data, given, sums.count)):
-            found = _everywhere(builder, pointer)
-            total = _dot(builder, builder.extract_value(out, pixel), found, factor)
-            out = builder.insert_value(out, total, pixel)
-        return out
+        row = _Row(taps.count, stride.count, sums.count)
+        factor = _factors(builder, data(6), given[7], row)
+        found = partial(_everywhere, builder)
+        return _add_row(builder, data, given, row, factor, found)
 
     int64 = types.int64
-    rest = (int64, int64, inside, nothing, factors, int64)
+    rest = (int64, int64, inside, nothing, factors, int64, taps, stride)
     return sums(sums, values, *rest), generate
+
+
+class _Row(NamedTuple):
+    """A row of taps above some pixels."""
+
+    taps: int
+    stride: int
+    pixels: int
+
+    @property
+    def columns(self) -> int:
+        return (self.pixels - 1) * self.stride + self.taps
+
+
+def _factors(builder: Any, data: Any, place: Any, row: _Row) -> list[Any]:
+    """Those of each tap."""
+    at = [_plus(builder, place, ir.Constant(_INT64, WORDS), n) for n in range(row.taps)]
+    return [_load(builder, data, one, _WORDS) for one in at]
+
+
+def _add_row(
+    builder: Any,
+    data: Callable[[int], Any],
+    given: Any,
+    row: _Row,
+    factors: list[Any],
+    found: Callable[[Any], Any],
+) -> Any:
+    """The sums of pixels, each column brought to the lanes once for all its taps."""
+    out = given[0]
+    for column, pointer in enumerate(_columns(builder, data, given, row.columns)):
+        value = found(pointer)
+        for tap in range(row.taps):
+            pixel, rest = divmod(column - tap, row.stride)
+            if rest == 0 and 0 <= pixel < row.pixels:
+                total = builder.extract_value(out, pixel)
+                total = _dot(builder, total, value, factors[tap])
+                out = builder.insert_value(out, total, pixel)
+    return out
 
 
 @intrinsic
@@ -148,7 +192,6 @@ def add_taps(
     values_at: Any,
     grads: Any,
     grads_at: Any,
-    step: Any,
     stride: Any,
     columns: Any,
     lanes: Any,
@@ -158,27 +201,28 @@ def add_taps(
     """The sums of a row of taps, and what some columns add to each.
 
     Args:
-        sums: a tuple, `SUMS` for each tap.
-        values: flat uint32, pairs of bfloat16: `WORDS` pairs for each column and tap,
-            the first from `values_at` on.
+        sums: a tuple, `SUMS` for each tap in even columns, and for each in odd ones: a
+            dot product waits for the one before that it is added to.
+        values: flat uint32, pairs of bfloat16: one window after the other for each
+            column and tap, the first from `values_at` on.
         grads: flat uint32, pairs as well: `SUMS` of each column, the first from
             `grads_at` on.
-        step: from column to column, of both.
         stride: a tuple of as many numbers as there are columns of the values for one of
             the gradients; what they are does not matter.
         columns: how many of the gradients; known to the compiler.
         lanes: flat uint32, from `lanes_at` on which of the pairs each sum takes.
-        window: a tuple of one number where all of these are among the first `SUMS`, of
-            two where not.
+        window: a tuple of one number where a window has `SUMS` pairs, of two where it
+            has twice as many.
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
         out, found = given[0], []
-        index = _load(builder, data(8), given[9], _PAIRS)
+        index = _load(builder, data(7), given[8], _PAIRS)
         ahead, count = stride.count, columns.literal_value
-        for column in range((count - 1) * ahead + sums.count):
-            place = _plus(builder, given[2], given[5], column)
+        width = ir.Constant(_INT64, SUMS * window.count)
+        for column in range((count - 1) * ahead + 3):
+            place = _plus(builder, given[2], width, column)
             near = _load(builder, data(1), place, _PAIRS)
             name, terms = "llvm.x86.avx512.permvar.si.512", [near, index]
             if window.count > 1:
@@ -187,16 +231,17 @@ def add_taps(
                 name, terms = "llvm.x86.avx512.vpermi2var.d.512", [*terms, far]
             found.append(_call(builder, name, _PAIRS, terms))
         for column in range(count):
-            place = _plus(builder, given[4], given[5], column)
+            place = _plus(builder, given[4], ir.Constant(_INT64, SUMS), column)
             grad = _load(builder, data(3), place, _PAIRS)
-            for tap in range(sums.count):
-                total = builder.extract_value(out, tap)
+            for tap in range(3):
+                place = column % 2 * 3 + tap
+                total = builder.extract_value(out, place)
                 total = _dot(builder, total, found[column * ahead + tap], grad)
-                out = builder.insert_value(out, total, tap)
+                out = builder.insert_value(out, total, place)
         return out
 
     int64 = types.int64
-    rest = (int64, grads, int64, int64, stride, columns, lanes, int64, window)
+    rest = (int64, grads, int64, stride, columns, lanes, int64, window)
     return sums(sums, values, *rest), generate
 
 
@@ -255,7 +300,7 @@ def add_shared_taps(
 def store_pairs(
     context: Any, pairs: Any, start: Any, values: Any, first: Any, second: Any
 ) -> Any:
-    """Writes `WORDS` values and as many others, one of each beside the other.
+    """Writes `SUMS` values and as many others, one of each beside the other.
 
     Args:
         pairs: flat uint32.
@@ -267,14 +312,13 @@ def store_pairs(
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
-        both = [_load(builder, data(2), given[n], _WORDS) for n in (3, 4)]
-        for half in range(2):
-            lanes = range(half * SUMS, half * SUMS + SUMS)
-            order = [place for lane in lanes for place in (lane, lane + WORDS)]
-            mask = ir.Constant(ir.VectorType(_INT32, WORDS), order)
-            mixed = builder.shuffle_vector(*both, mask)
-            place = builder.add(given[1], ir.Constant(_INT64, half * SUMS))
-            _store(builder, data(0), place, mixed)
+        kind = ir.VectorType(_INT16, SUMS)
+        low, high = (
+            builder.zext(_load(builder, data(2), given[n], kind), _PAIRS)
+            for n in (3, 4)
+        )
+        high = builder.shl(high, ir.Constant(_PAIRS, [16] * SUMS))
+        _store(builder, data(0), given[1], builder.or_(low, high))
         return target.get_dummy_value()
 
     int64 = types.int64
@@ -293,13 +337,13 @@ def _data(
     return data
 
 
-def _pixels(
+def _columns(
     builder: Any, data: Callable[[int], Any], given: Any, count: int
 ) -> list[Any]:
-    """Pointers to so many pixels; to zeros for an end that is none."""
+    """Pointers to so many columns; to zeros for an end that is none."""
     pointers = [
-        builder.gep(data(1), [_plus(builder, given[2], given[3], pixel)])
-        for pixel in range(count)
+        builder.gep(data(1), [_plus(builder, given[2], given[3], column)])
+        for column in range(count)
     ]
     ends = cgutils.unpack_tuple(builder, given[4], 2)
     for end, is_inside in zip((0, -1), ends, strict=True):
@@ -338,12 +382,13 @@ def _first_lanes(builder: Any, count: Any, width: int) -> Any:
     return builder.icmp_unsigned("<", lanes, limit)
 
 
-def _load_some(builder: Any, pointer: Any, chosen: Any) -> Any:
-    """`WORDS` values, zeros and no look at the memory where a lane is not chosen."""
-    pointer = builder.bitcast(pointer, _WORDS.as_pointer())
-    nothing = ir.Constant(_WORDS, [0] * WORDS)
+def _load_some(builder: Any, pointer: Any, chosen: Any, width: int) -> Any:
+    """Values, zeros and no look at the memory where a lane is not chosen."""
+    kind = ir.VectorType(_INT16, width)
+    pointer = builder.bitcast(pointer, kind.as_pointer())
+    nothing = ir.Constant(kind, [0] * width)
     arguments = [pointer, ir.Constant(_INT32, 2), chosen, nothing]
-    return _call(builder, "llvm.masked.load.v32i16.p0", _WORDS, arguments)
+    return _call(builder, f"llvm.masked.load.v{width}i16.p0", kind, arguments)
 
 
 def _store(builder: Any, data: Any, place: Any, value: Any) -> None:
