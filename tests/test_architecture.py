@@ -89,9 +89,9 @@ ROOMS: dict[str, set[str]] = {
     # compute
     "lanes": set(),
     "loops": {"lanes"},
-    "dots": {"lanes"},
     "taps": set(),
-    "bf16_group_loops": {"dots", "lanes"},
+    "dots": {"lanes", "taps"},
+    "bf16_group_loops": {"dots", "lanes", "taps"},
     "bf16_weight_loops": {"dots", "lanes", "taps"},
     "row_loops": {"lanes"},
     "fp32_group_loops": {"lanes", "row_loops", "taps"},

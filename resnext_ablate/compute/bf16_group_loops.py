@@ -22,6 +22,7 @@ from resnext_ablate.compute.dots import (
     WORDS,
     add_pixels,
     add_shared_pixels,
+    repeated,
     store_pixels,
 )
 from resnext_ablate.compute.lanes import (
@@ -32,6 +33,7 @@ from resnext_ablate.compute.lanes import (
     prefetch,
     zeros,
 )
+from resnext_ablate.compute.taps import SIDE
 
 Words = npt.NDArray[np.uint16]
 Places = npt.NDArray[np.int64]
@@ -45,9 +47,7 @@ class Steps(NamedTuple):
     rows: Places
     """From the pixel's own row to the taps', for each step."""
     column: int
-    """From the pixel's own column to that of the first tap."""
-    num_taps: int
-    """In a row, side by side."""
+    """From the pixel's own column to the first under its taps."""
     pairs: Places
     """Where the lanes of a step begin among those of a vector of channels; or the first
     channel of its pair, within the group."""
@@ -63,19 +63,22 @@ class Steps(NamedTuple):
     shared: tuple[int, ...]
     """Two numbers where all lanes take the same pair, one where each takes its own."""
     factors: Words
-    """Flat (vectors, steps, taps, WORDS): the bits of the weight of each."""
+    """Flat (vectors, steps, 3, WORDS): the bits of the weight of each tap."""
     starts: Floats
     """Flat (vectors, SUMS): what the sums of a pixel start from."""
 
 
 class Grid(NamedTuple):
-    """Where the pixels of an output lie, all or every second, counted in values."""
+    """Where the pixels of an output lie, in all rows or every second, in values."""
 
     image: int
     """From image to image."""
     start: int
     rows: int
     columns: int
+    """Of the input that lie under the first of two pixels, or of the output."""
+    width: int
+    """Pixels of a row."""
     row_step: int
     column_step: int
 
@@ -92,18 +95,27 @@ def _pixels(
     offsets: Places,
     nothing: Words,
     held: int,
-    taps: Any,
     stride: Any,
+    spread: Any,
 ) -> Any:
     """The sums of some pixels of a row, over those steps whose row is in the image."""
     place, step = at
     lanes_at, factors_at = vector
     for i in range(span[0], span[1]):
-        at_taps, f = place + offsets[i], factors_at + WORDS * len(taps) * i
+        at_taps, f = place + offsets[i], factors_at + SIDE * WORDS * i
         if len(steps.shared) > 1:
             at_pair = at_taps + steps.pairs[i]
             sums = add_shared_pixels(
-                sums, x, at_pair, step, inside, nothing, steps.factors, f, taps, stride
+                sums,
+                x,
+                at_pair,
+                step,
+                inside,
+                nothing,
+                steps.factors,
+                f,
+                stride,
+                spread,
             )
         else:
             sums = add_pixels(
@@ -118,20 +130,10 @@ def _pixels(
                 lanes_at + steps.pairs[i],
                 steps.factors,
                 f,
-                taps,
                 stride,
+                spread,
             )
     return sums
-
-
-@inlined
-def _all_taps(sums: Any, num_taps: int, rest: Any, stride: Any) -> Any:
-    """`_pixels`, which must know how many taps there are: 3 where it strides."""
-    if len(stride) > 1 or num_taps == 3:
-        return _pixels(sums, *rest, (0, 0, 0), stride)
-    if num_taps == 2:
-        return _pixels(sums, *rest, (0, 0), stride)
-    return _pixels(sums, *rest, (0,), stride)
 
 
 @leaf
@@ -150,6 +152,7 @@ def _convolve_row(
     x: Words,
     size: tuple[int, int, int],
     stride: tuple[int, ...],
+    spread: tuple[int, ...],
     image: int,
     row: int,
     steps: Steps,
@@ -160,7 +163,7 @@ def _convolve_row(
 ) -> None:
     """One row of a grid, in one image."""
     height, width, channels = size
-    ahead, num_vectors = len(stride), len(steps.windows)
+    ahead, each, num_vectors = len(stride), len(spread), len(steps.windows)
     num_lanes = len(steps.lanes) // num_vectors
     num_factors = len(steps.factors) // num_vectors
     held = min(channels, WORDS)
@@ -173,32 +176,35 @@ def _convolve_row(
         soon = x_row + (ahead + 1) * width * channels + v * share
         for place in range(soon, soon + share, WORDS):
             prefetch(x, (place,))
-        line = grid.columns * grid.column_step // num_vectors
+        line = grid.width * grid.column_step // num_vectors
         soon = out_row + grid.row_step + v * line
         for place in range(soon, soon + line, WORDS):
             prefetch(out, (place,))
         vector = (v * num_lanes, v * num_factors)
-        z = load(steps.starts, (SUMS * v,), zeros(SUMS))
-        eight = (z, z, z, z, z, z, z, z)
+        start = load(steps.starts, (SUMS * v,), zeros(SUMS))
         for begin in range(0, grid.columns, at_once):
             # The last columns once more where they are too few.
             column = min(begin, grid.columns - at_once)
-            to = out_row + steps.begins[v] + column * grid.column_step
+            to = out_row + steps.begins[v] + each * column * grid.column_step
             first = ahead * column + steps.column
-            end = first + ahead * (at_once - 1) + steps.num_taps
+            end = first + ahead * (at_once - 1) + (SIDE if each == 1 else 2)
             inside = (first >= 0, end <= width)
             at = (x_row + steps.windows[v] + first * channels, channels)
             rest = (x, at, inside, steps, span, vector, offsets, blank, held)
-            across, count, taps = grid.column_step, steps.counts[v], steps.num_taps
+            across, count = grid.column_step, steps.counts[v]
+            last = count if each * (column + at_once) <= grid.width else 0
             if at_once == 8:
-                sums = _all_taps(eight, taps, rest, stride)
-                store_pixels(out, to, across, sums, count)
+                sums = repeated(start, spread, 8)
+                sums = _pixels(sums, *rest, stride, spread)
+                store_pixels(out, to, across, sums, count, last)
             elif at_once == 4:
-                four = _all_taps(eight[:4], taps, rest, stride)
-                store_pixels(out, to, across, four, count)
+                four = repeated(start, spread, 4)
+                four = _pixels(four, *rest, stride, spread)
+                store_pixels(out, to, across, four, count, last)
             else:
-                one = _all_taps(eight[:1], taps, rest, stride)
-                store_pixels(out, to, across, one, count)
+                one = repeated(start, spread, 1)
+                one = _pixels(one, *rest, stride, spread)
+                store_pixels(out, to, across, one, count, last)
 
 
 @compiled
@@ -206,16 +212,21 @@ def convolve(
     x: Words,
     shape: Shape,
     stride: tuple[int, ...],
+    spread: tuple[int, ...],
     grids: tuple[tuple[Steps, Grid], ...],
     out: Words,
 ) -> None:
     """Writes pixels of an output, each a sum over the steps around a pixel of x.
 
+    The compiler knows how long a tuple is: that of two arguments tells it a number.
+
     Args:
         x: images.
         shape: theirs, (N, H, W, C).
         stride: as many numbers as there are rows and columns of x from pixel to pixel
-            of a grid: the compiler knows how long a tuple is.
+            of a grid.
+        spread: as many as there are pixels to a column of x; those of a row of taps are
+            three columns around a pixel, or of two pixels one column and the next.
         grids: pixels to write and the steps of each; none of these reaches farther than
             one column outside of the image.
         out: flat.
@@ -227,5 +238,15 @@ def convolve(
             offsets = steps.rows * size[1] * size[2]
             for row in range(grid.rows):
                 _convolve_row(
-                    x, size, stride, image, row, steps, offsets, out, grid, blank
+                    x,
+                    size,
+                    stride,
+                    spread,
+                    image,
+                    row,
+                    steps,
+                    offsets,
+                    out,
+                    grid,
+                    blank,
                 )

@@ -17,7 +17,7 @@ from resnext_ablate.compute.bf16_group_loops import Grid, Places, Steps, Words
 from resnext_ablate.compute.bf16_weight_loops import Takers
 from resnext_ablate.compute.dots import SUMS, WORDS
 from resnext_ablate.compute.fused import empty, flat
-from resnext_ablate.compute.taps import SIDE, TAPS, Taps, corners, givers
+from resnext_ablate.compute.taps import SIDE, TAPS, givers, rows_of
 
 _WIDEST_MIXED = 8
 """Channels of a group that shares vectors with others."""
@@ -33,11 +33,13 @@ def forward(
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
     out = empty(features, rows, columns)
     length = columns * channels
-    grid = Grid(rows * length, 0, rows, columns, length, channels)
-    steps = _steps(_order(*_widths(weight), TAPS, False), weight, bias)
+    grid = Grid(rows * length, 0, rows, columns, columns, length, channels)
+    order = _order(*_widths(weight), rows_of(TAPS), -1, (0, 1, 2), False)
+    grids = ((_steps(order, weight, bias), grid),)
     shape = (count, height, width, channels)
-    grids = ((steps, grid),)
-    bf16_group_loops.convolve(flat(features), shape, (0,) * stride, grids, flat(out))
+    bf16_group_loops.convolve(
+        flat(features), shape, (0,) * stride, (0,), grids, flat(out)
+    )
     return out
 
 
@@ -48,20 +50,26 @@ def features_gradient(
     count, channels, height, width = features.shape
     out = empty(features, height, width)
     length = width * channels
+    # Two pixels of a row lie on one of the output's where the stride is 2.
+    column, kernel = (-1, (2, 1, 0)) if stride == 1 else (0, (0, 1, 2))
     grids = []
-    for top, left in corners(height, width, stride):
+    for top in range(min(stride, height)):
+        rows = rows_of(givers(top, 0, stride))
+        order = _order(*_widths(weight), rows, column, kernel, True)
         grid = Grid(
             image=height * length,
-            start=top * length + left * channels,
+            start=top * length,
             rows=(height - top - 1) // stride + 1,
-            columns=(width - left - 1) // stride + 1,
+            columns=grad.shape[3],
+            width=width,
             row_step=stride * length,
-            column_step=stride * channels,
+            column_step=channels,
         )
-        order = _order(*_widths(weight), givers(top, left, stride), True)
         grids.append((_steps(order, weight), grid))
     shape = (count, *grad.shape[2:], channels)
-    bf16_group_loops.convolve(flat(grad), shape, (0,), tuple(grids), flat(out))
+    bf16_group_loops.convolve(
+        flat(grad), shape, (0,), (0,) * stride, tuple(grids), flat(out)
+    )
     return out
 
 
@@ -79,8 +87,6 @@ def weight_gradient(
         (count, height, width, channels),
         (0,) * stride,
         plan.takers,
-        # Where groups end with their vectors, half of a window is enough.
-        (0,) if SUMS % group_width == 0 else (0, 0),
         plan.block,
         totals,
     )
@@ -96,7 +102,6 @@ class _Order(NamedTuple):
 
     rows: Places
     column: int
-    num_taps: int
     pairs: Places
     begins: Places
     counts: Places
@@ -121,7 +126,9 @@ def _steps(order: _Order, weight: Tensor, bias: Tensor | None = None) -> Steps:
 def _order(
     channels: int,
     group_width: int,
-    taps: Taps,
+    rows: tuple[tuple[int, int], ...],
+    column: int,
+    kernel_columns: tuple[int, int, int],
     is_gradient: bool,
 ) -> _Order:
     """What a pixel takes from its taps.
@@ -129,7 +136,9 @@ def _order(
     Args:
         channels: C of a weight (C, d, 3, 3).
         group_width: its d.
-        taps: of the pixel.
+        rows: of its taps, from the pixel and of the kernel.
+        column: from the pixel to the first under its taps.
+        kernel_columns: of the three taps of a row.
         is_gradient: whether channels take what they have given.
     """
     chosen, windows, first = _vectors(channels, group_width)
@@ -148,10 +157,9 @@ def _order(
         places = (first[:, :, None] + taken) * group_width + own[:, :, None]
     else:
         places = chosen[:, :, None] * group_width + taken
-    rows, columns, *kernel = (np.array(each) for each in zip(*taps, strict=True))
-    rows = np.unique(rows)
-    num_taps = len(taps) // len(rows)
-    by_tap = places[..., None] * SIDE**2 + SIDE * kernel[0] + kernel[1]
+    shifts, kernel_rows = np.array(rows).T
+    kernel = SIDE * kernel_rows[:, None] + np.array(kernel_columns)
+    by_tap = places[..., None] * SIDE**2 + kernel.reshape(-1)
     nothing = channels * group_width * SIDE**2
     by_tap[:, :, is_idle] = nothing
     # Lanes without a channel take nothing.
@@ -159,11 +167,10 @@ def _order(
     by_tap = np.pad(by_tap, beyond, constant_values=nothing)
     split = (len(chosen), SUMS, num_pairs, 2)
     lanes = lanes.reshape(split).transpose(0, 2, 1, 3) if not is_shared else lanes[:0]
-    by_row = by_tap.reshape(*split, len(rows), num_taps)
+    by_row = by_tap.reshape(*split, len(rows), SIDE)
     return _Order(
-        rows=np.repeat(rows, num_pairs),
-        column=int(columns[0]),
-        num_taps=num_taps,
+        rows=np.repeat(shifts, num_pairs),
+        column=column,
         pairs=np.tile(pairs, len(rows)),
         begins=chosen[:, 0].copy(),
         counts=np.full(len(chosen), count),
@@ -187,30 +194,36 @@ class _WeightPlan(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def _plan(channels: int, group_width: int) -> _WeightPlan:
-    chosen, windows, first = _vectors(channels, group_width)
-    held = min(WORDS, channels)
-    if SUMS % group_width == 0:  # No group reaches out of its vector.
-        windows, held = chosen[:, 0].copy(), SUMS
-    slots = np.arange(group_width)
+    slots, held = np.arange(group_width), SUMS
     firsts = np.zeros(1, np.int64)
     block: tuple[int, ...] = (0,)
-    lanes = (first - windows[:, None])[:, None, :] + slots[:, None]
     if group_width > _WIDEST_MIXED:
+        chosen, _, _ = _vectors(channels, group_width)
+        held = max(SUMS, group_width)
         num_blocks = -(-group_width // _BLOCK)
         block = (0,) * -(-group_width // num_blocks)
         # The last block has some channels once more where it is not full.
         firsts = np.arange(num_blocks) * len(block)
         firsts = np.minimum(firsts, group_width - len(block))
         slots = (firsts[:, None] + np.arange(len(block))).reshape(-1)
-        lanes, held = lanes[:0], max(SUMS, group_width)
-        windows = np.minimum(first[:, 0], channels - held)
+    else:
+        count = SUMS // group_width * group_width  # Of whole groups.
+        chosen = np.minimum(np.arange(0, channels, count), channels - count)
+        chosen = chosen[:, None] + np.arange(count)
+    # Whole vectors are read, also where groups fill none.
+    begins = np.minimum(chosen[:, 0], channels - SUMS)
+    groups = chosen[:, 0] // group_width * group_width
+    windows = np.minimum(groups, channels - held)
+    # Those of other vectors take anything.
+    near = begins[:, None] + np.arange(SUMS)
+    lanes = (near // group_width * group_width - begins[:, None])[:, None, :]
+    lanes = np.clip(lanes + slots[:, None], 0, SUMS - 1)
     takers = Takers(
-        # Whole vectors are read, also of groups that fill none.
-        begins=np.minimum(chosen[:, 0], channels - SUMS),
+        begins=begins,
         windows=windows,
         held=held,
         lanes=lanes.astype(np.uint32).reshape(-1),
-        shifts=first[:, 0] - windows,
+        shifts=groups - windows,
         firsts=firsts,
     )
     return _WeightPlan(takers, block, chosen, slots)

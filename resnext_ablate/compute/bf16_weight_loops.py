@@ -177,7 +177,6 @@ def _row_of_taps(
     lanes: Pairs,
     lanes_at: int,
     stride: Any,
-    window: Any,
 ) -> Any:
     """The sums of a row of taps, by tuples as `add_taps` takes."""
     z, k = zeros(SUMS), 0
@@ -187,14 +186,10 @@ def _row_of_taps(
         for r in range(patch.rows):
             i = n * patch.image + (tap_row + r * len(stride)) * patch.row
             for _ in range(0, whole, 4):
-                sums = add_taps(
-                    sums, values, i, grads, k, stride, 4, lanes, lanes_at, window
-                )
+                sums = add_taps(sums, values, i, grads, k, stride, 4, lanes, lanes_at)
                 i, k = i + 4 * step, k + 4 * SUMS
             for _ in range(whole, patch.columns):
-                sums = add_taps(
-                    sums, values, i, grads, k, stride, 1, lanes, lanes_at, window
-                )
+                sums = add_taps(sums, values, i, grads, k, stride, 1, lanes, lanes_at)
                 i, k = i + step, k + SUMS
     return sums[0] + sums[3], sums[1] + sums[4], sums[2] + sums[5]
 
@@ -208,15 +203,12 @@ def _add_patch(
     lanes: Pairs,
     totals: Totals,
     stride: Any,
-    window: Any,
 ) -> None:
     group_width = totals.shape[3]
     for tap_row in range(SIDE):
         for j in range(group_width):
             index = (v * group_width + j) * SUMS
-            sums = _row_of_taps(
-                values, grads, patch, tap_row, lanes, index, stride, window
-            )
+            sums = _row_of_taps(values, grads, patch, tap_row, lanes, index, stride)
             add_to(totals, (v, tap_row, 0, j, 0), sums[0])
             add_to(totals, (v, tap_row, 1, j, 0), sums[1])
             add_to(totals, (v, tap_row, 2, j, 0), sums[2])
@@ -257,7 +249,6 @@ def weight_gradient(
     shape: Shape,
     stride: tuple[int, ...],
     takers: Takers,
-    window: tuple[int, ...],
     block: tuple[int, ...],
     totals: Totals,
 ) -> None:
@@ -271,13 +262,12 @@ def weight_gradient(
         shape: of x, (N, H, W, C).
         stride: as many numbers as it is.
         takers: of the output's channels.
-        window: as many numbers as it fills vectors, where lanes differ.
         block: as many as those have channels; one where lanes differ.
         totals: (vectors, 3, 3, d, SUMS), or the channels of each block for d.
     """
     count, height, width, _ = shape
     ahead, held = len(stride), takers.held
-    column = SUMS * len(window) if len(block) == 1 else -(-held // SUMS) * SUMS
+    column = (held + SUMS - 1) // SUMS * SUMS
     rows, columns = (height - 1) // ahead + 1, (width - 1) // ahead + 1
     row, line = (width + 2) * column, columns * SUMS
     # As many rows as fit, and as many images where all of their rows do.
@@ -303,7 +293,7 @@ def weight_gradient(
                     )
                 else:
                     lanes = takers.lanes
-                    _add_patch(values, grads, patch, v, lanes, totals, stride, window)
+                    _add_patch(values, grads, patch, v, lanes, totals, stride)
 
 
 @part

@@ -17,6 +17,7 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from resnext_ablate.compute.lanes import BFloat, Lanes, narrowed
+from resnext_ablate.compute.taps import SIDE
 
 SUMS = 16
 """Lanes of a vector of sums: each takes two bfloat16 at a time."""
@@ -46,8 +47,8 @@ def add_pixels(
     lanes_at: Any,
     factors: Any,
     factors_at: Any,
-    taps: Any,
     stride: Any,
+    spread: Any,
 ) -> Any:
     """The sums of several pixels, and what one pair of channels of a row of taps adds.
 
@@ -61,9 +62,10 @@ def add_pixels(
         held: how many values of a column are read, `WORDS` at most.
         lanes: flat uint16, from `lanes_at` on which of the values each place takes.
         factors: flat uint16, from `factors_at` on the bits of what it is multiplied by,
-            `WORDS` for each tap.
-        taps: a tuple of as many numbers as there are taps, side by side.
-        stride: one of as many as there are columns from pixel to pixel.
+            `WORDS` for each of three taps.
+        stride: a tuple of as many numbers as there are columns from pixel to pixel.
+        spread: one of two where there are two pixels to a column, which is then the
+            first tap of the pixel before them, and the others of themselves.
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -76,13 +78,13 @@ def add_pixels(
             name = "llvm.x86.avx512.permvar.hi.512"
             return _call(builder, name, _WORDS, [near, index])
 
-        row = _Row(taps.count, stride.count, sums.count)
-        factor = _factors(builder, data(9), given[10], row)
+        row = _Row(sums.count, stride.count, spread.count)
+        factor = _factors(builder, data(9), given[10])
         return _add_row(builder, data, given, row, factor, found)
 
     int64 = types.int64
     rest = (int64, int64, inside, nothing, int64, lanes, int64, factors, int64)
-    return sums(sums, values, *rest, taps, stride), generate
+    return sums(sums, values, *rest, stride, spread), generate
 
 
 @intrinsic
@@ -96,39 +98,49 @@ def add_shared_pixels(
     nothing: Any,
     factors: Any,
     factors_at: Any,
-    taps: Any,
     stride: Any,
+    spread: Any,
 ) -> Any:
     """As `add_pixels`, where all sums of a pixel take the same pair: its first two."""
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
-        row = _Row(taps.count, stride.count, sums.count)
-        factor = _factors(builder, data(6), given[7], row)
+        row = _Row(sums.count, stride.count, spread.count)
+        factor = _factors(builder, data(6), given[7])
         found = partial(_everywhere, builder)
         return _add_row(builder, data, given, row, factor, found)
 
     int64 = types.int64
-    rest = (int64, int64, inside, nothing, factors, int64, taps, stride)
+    rest = (int64, int64, inside, nothing, factors, int64, stride, spread)
     return sums(sums, values, *rest), generate
 
 
 class _Row(NamedTuple):
-    """A row of taps above some pixels."""
+    """Some pixels, and the columns under a row of their taps."""
 
-    taps: int
-    stride: int
     pixels: int
+    stride: int
+    spread: int
 
     @property
     def columns(self) -> int:
-        return (self.pixels - 1) * self.stride + self.taps
+        if self.spread > 1:
+            return self.pixels // self.spread + 1
+        return (self.pixels - 1) * self.stride + SIDE
+
+    def pixel(self, column: int, tap: int) -> int | None:
+        """Which of them has a column as that tap."""
+        if self.spread > 1:
+            pixel, rest = self.spread * column + tap - 1, 0
+        else:
+            pixel, rest = divmod(column - tap, self.stride)
+        return pixel if rest == 0 and 0 <= pixel < self.pixels else None
 
 
-def _factors(builder: Any, data: Any, place: Any, row: _Row) -> list[Any]:
+def _factors(builder: Any, data: Any, place: Any) -> list[Any]:
     """Those of each tap."""
-    at = [_plus(builder, place, ir.Constant(_INT64, WORDS), n) for n in range(row.taps)]
-    return [_load(builder, data, one, _WORDS) for one in at]
+    places = [_plus(builder, place, _long(WORDS), tap) for tap in range(SIDE)]
+    return [_load(builder, data, one, _WORDS) for one in places]
 
 
 def _add_row(
@@ -143,18 +155,35 @@ def _add_row(
     out = given[0]
     for column, pointer in enumerate(_columns(builder, data, given, row.columns)):
         value = found(pointer)
-        for tap in range(row.taps):
-            pixel, rest = divmod(column - tap, row.stride)
-            if rest == 0 and 0 <= pixel < row.pixels:
+        for tap in range(SIDE):
+            pixel = row.pixel(column, tap)
+            if pixel is not None:
                 total = builder.extract_value(out, pixel)
                 total = _dot(builder, total, value, factors[tap])
                 out = builder.insert_value(out, total, pixel)
     return out
 
 
+@intrinsic(prefer_literal=True)
+def repeated(context: Any, value: Any, spread: Any, count: Any) -> Any:
+    """A tuple of one value so many times for each number of `spread`."""
+    kind = types.containers.UniTuple(value, spread.count * count.literal_value)
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return target.make_tuple(builder, kind, [given[0]] * kind.count)
+
+    return kind(value, spread, count), generate
+
+
 @intrinsic
 def store_pixels(
-    context: Any, out: Any, start: Any, step: Any, sums: Any, count: Any
+    context: Any,
+    out: Any,
+    start: Any,
+    step: Any,
+    sums: Any,
+    count: Any,
+    last_count: Any,
 ) -> Any:
     """Writes the sums of several pixels as bfloat16: to nearest, ties to even.
 
@@ -164,24 +193,26 @@ def store_pixels(
         step: from pixel to pixel.
         sums: a tuple, `SUMS` for each pixel.
         count: how many of these are written.
+        last_count: of the last pixel.
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         base = _data(target, builder, signature, given)(0)
-        is_written = _first_lanes(builder, given[4], SUMS)
+        is_written = [_first_lanes(builder, given[4], SUMS)] * sums.count
+        is_written[-1] = _first_lanes(builder, given[5], SUMS)
         for pixel in range(sums.count):
             total = builder.extract_value(given[3], pixel)
             bits = narrowed(builder, total, Lanes(SUMS))
             place = _plus(builder, given[1], given[2], pixel)
             pointer = builder.gep(base, [place])
             pointer = builder.bitcast(pointer, bits.type.as_pointer())
-            arguments = [bits, pointer, ir.Constant(_INT32, 2), is_written]
+            arguments = [bits, pointer, ir.Constant(_INT32, 2), is_written[pixel]]
             name = f"llvm.masked.store.v{SUMS}i16.p0"
             _call(builder, name, ir.VoidType(), arguments)
         return target.get_dummy_value()
 
     int64 = types.int64
-    return types.void(out, int64, int64, sums, int64), generate
+    return types.void(out, int64, int64, sums, int64, int64), generate
 
 
 @intrinsic(prefer_literal=True)
@@ -196,23 +227,19 @@ def add_taps(
     columns: Any,
     lanes: Any,
     lanes_at: Any,
-    window: Any,
 ) -> Any:
     """The sums of a row of taps, and what some columns add to each.
 
     Args:
         sums: a tuple, `SUMS` for each tap in even columns, and for each in odd ones: a
             dot product waits for the one before that it is added to.
-        values: flat uint32, pairs of bfloat16: one window after the other for each
-            column and tap, the first from `values_at` on.
-        grads: flat uint32, pairs as well: `SUMS` of each column, the first from
-            `grads_at` on.
+        values: flat uint32, pairs of bfloat16: `SUMS` of one column after the other,
+            those of the first column and tap from `values_at` on.
+        grads: flat uint32, pairs as well: `SUMS` of each column from `grads_at` on.
         stride: a tuple of as many numbers as there are columns of the values for one of
             the gradients; what they are does not matter.
         columns: how many of the gradients; known to the compiler.
         lanes: flat uint32, from `lanes_at` on which of the pairs each sum takes.
-        window: a tuple of one number where a window has `SUMS` pairs, of two where it
-            has twice as many.
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
@@ -220,28 +247,23 @@ def add_taps(
         out, found = given[0], []
         index = _load(builder, data(7), given[8], _PAIRS)
         ahead, count = stride.count, columns.literal_value
-        width = ir.Constant(_INT64, SUMS * window.count)
-        for column in range((count - 1) * ahead + 3):
-            place = _plus(builder, given[2], width, column)
-            near = _load(builder, data(1), place, _PAIRS)
-            name, terms = "llvm.x86.avx512.permvar.si.512", [near, index]
-            if window.count > 1:
-                place = builder.add(place, ir.Constant(_INT64, SUMS))
-                far = _load(builder, data(1), place, _PAIRS)
-                name, terms = "llvm.x86.avx512.vpermi2var.d.512", [*terms, far]
-            found.append(_call(builder, name, _PAIRS, terms))
+        for column in range((count - 1) * ahead + SIDE):
+            place = _plus(builder, given[2], _long(SUMS), column)
+            value = _load(builder, data(1), place, _PAIRS)
+            name = "llvm.x86.avx512.permvar.si.512"
+            found.append(_call(builder, name, _PAIRS, [value, index]))
         for column in range(count):
-            place = _plus(builder, given[4], ir.Constant(_INT64, SUMS), column)
+            place = _plus(builder, given[4], _long(SUMS), column)
             grad = _load(builder, data(3), place, _PAIRS)
-            for tap in range(3):
-                place = column % 2 * 3 + tap
+            for tap in range(SIDE):
+                place = column % 2 * SIDE + tap
                 total = builder.extract_value(out, place)
                 total = _dot(builder, total, found[column * ahead + tap], grad)
                 out = builder.insert_value(out, total, place)
         return out
 
     int64 = types.int64
-    rest = (int64, grads, int64, stride, columns, lanes, int64, window)
+    rest = (int64, grads, int64, stride, columns, lanes, int64)
     return sums(sums, values, *rest), generate
 
 
@@ -284,7 +306,7 @@ def add_shared_taps(
         for tap in range(3):
             first = _plus(builder, given[2], given[5], tap)
             for channel in range(block):
-                place = builder.add(first, ir.Constant(_INT64, channel))
+                place = builder.add(first, _long(channel))
                 found = _everywhere(builder, builder.gep(data(1), [place]))
                 index = tap * block + channel
                 total = builder.extract_value(out, index)
@@ -352,7 +374,11 @@ def _columns(
 
 
 def _plus(builder: Any, start: Any, step: Any, times: int) -> Any:
-    return builder.add(start, builder.mul(step, ir.Constant(_INT64, times)))
+    return builder.add(start, builder.mul(step, _long(times)))
+
+
+def _long(value: int) -> Any:
+    return ir.Constant(_INT64, value)
 
 
 def _load(builder: Any, data: Any, place: Any, kind: ir.Type) -> Any:

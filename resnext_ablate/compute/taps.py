@@ -34,3 +34,8 @@ def givers(top: int, left: int, stride: int) -> Taps:
         if (top + 1 - row) % stride == 0 == (left + 1 - column) % stride
     )
     return tuple(sorted(taps))
+
+
+def rows_of(taps: Taps) -> tuple[tuple[int, int], ...]:
+    """Rows from a pixel and of the kernel that its taps are in."""
+    return tuple(sorted({(row, kernel_row) for row, _, kernel_row, _ in taps}))
