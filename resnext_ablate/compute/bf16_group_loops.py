@@ -21,7 +21,6 @@ from resnext_ablate.compute.dots import (
     SUMS,
     WORDS,
     add_pixels,
-    add_shared_pixels,
     repeated,
     store_pixels,
 )
@@ -103,36 +102,23 @@ def _pixels(
     lanes_at, factors_at = vector
     for i in range(span[0], span[1]):
         at_taps, f = place + offsets[i], factors_at + SIDE * WORDS * i
-        if len(steps.shared) > 1:
-            at_pair = at_taps + steps.pairs[i]
-            sums = add_shared_pixels(
-                sums,
-                x,
-                at_pair,
-                step,
-                inside,
-                nothing,
-                steps.factors,
-                f,
-                stride,
-                spread,
-            )
-        else:
-            sums = add_pixels(
-                sums,
-                x,
-                at_taps,
-                step,
-                inside,
-                nothing,
-                held,
-                steps.lanes,
-                lanes_at + steps.pairs[i],
-                steps.factors,
-                f,
-                stride,
-                spread,
-            )
+        sums = add_pixels(
+            sums,
+            x,
+            at_taps,
+            step,
+            inside,
+            nothing,
+            held,
+            steps.lanes,
+            lanes_at,
+            steps.pairs[i],
+            steps.factors,
+            f,
+            stride,
+            spread,
+            steps.shared,
+        )
     return sums
 
 

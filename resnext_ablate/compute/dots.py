@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from itertools import product
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -45,10 +46,12 @@ def add_pixels(
     held: Any,
     lanes: Any,
     lanes_at: Any,
+    pair: Any,
     factors: Any,
     factors_at: Any,
     stride: Any,
     spread: Any,
+    shared: Any,
 ) -> Any:
     """The sums of several pixels, and what one pair of channels of a row of taps adds.
 
@@ -60,59 +63,42 @@ def add_pixels(
         inside: whether the first and the last column are any.
         nothing: flat uint16, `WORDS` zeros in place of those that are not.
         held: how many values of a column are read, `WORDS` at most.
-        lanes: flat uint16, from `lanes_at` on which of the values each place takes.
+        lanes: flat uint16, from `lanes_at` and `pair` on which of the values each place
+            takes.
         factors: flat uint16, from `factors_at` on the bits of what it is multiplied by,
             `WORDS` for each of three taps.
         stride: a tuple of as many numbers as there are columns from pixel to pixel.
         spread: one of two where there are two pixels to a column, which is then the
             first tap of the pixel before them, and the others of themselves.
+        shared: one of two where all lanes take the same two values, from `pair` on.
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
-        index = _load(builder, data(7), given[8], _WORDS)
-        is_held = _first_lanes(builder, given[6], WORDS)
-
-        def found(pointer: Any) -> Any:
-            near = _load_some(builder, pointer, is_held, WORDS)
-            name = "llvm.x86.avx512.permvar.hi.512"
-            return _call(builder, name, _WORDS, [near, index])
-
+        if shared.count > 1:
+            start, found = builder.add(given[2], given[9]), _everywhere
+        else:
+            index = _load(builder, data(7), builder.add(given[8], given[9]), _WORDS)
+            is_held = _first_lanes(builder, given[6], WORDS)
+            start, found = given[2], partial(_permuted, index=index, chosen=is_held)
         row = _Row(sums.count, stride.count, spread.count)
-        factor = _factors(builder, data(9), given[10])
-        return _add_row(builder, data, given, row, factor, found)
+        pointers = _columns(builder, data, given, start, row.columns)
+        values = [found(builder, pointer) for pointer in pointers]
+        places = [_plus(builder, given[11], _long(WORDS), tap) for tap in range(SIDE)]
+        factors = [_load(builder, data(10), place, _WORDS) for place in places]
+        out = given[0]
+        # Each column is brought to the lanes once for all its taps.
+        for column, tap in product(range(row.columns), range(SIDE)):
+            pixel = row.pixel(column, tap)
+            if pixel is not None:
+                total = builder.extract_value(out, pixel)
+                total = _dot(builder, total, values[column], factors[tap])
+                out = builder.insert_value(out, total, pixel)
+        return out
 
     int64 = types.int64
-    rest = (int64, int64, inside, nothing, int64, lanes, int64, factors, int64)
-    return sums(sums, values, *rest, stride, spread), generate
-
-
-@intrinsic
-def add_shared_pixels(
-    context: Any,
-    sums: Any,
-    values: Any,
-    start: Any,
-    step: Any,
-    inside: Any,
-    nothing: Any,
-    factors: Any,
-    factors_at: Any,
-    stride: Any,
-    spread: Any,
-) -> Any:
-    """As `add_pixels`, where all sums of a pixel take the same pair: its first two."""
-
-    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
-        data = _data(target, builder, signature, given)
-        row = _Row(sums.count, stride.count, spread.count)
-        factor = _factors(builder, data(6), given[7])
-        found = partial(_everywhere, builder)
-        return _add_row(builder, data, given, row, factor, found)
-
-    int64 = types.int64
-    rest = (int64, int64, inside, nothing, factors, int64, stride, spread)
-    return sums(sums, values, *rest), generate
+    rest = (int64, int64, inside, nothing, int64, lanes, int64, int64, factors, int64)
+    return sums(sums, values, *rest, stride, spread, shared), generate
 
 
 class _Row(NamedTuple):
@@ -135,33 +121,6 @@ class _Row(NamedTuple):
         else:
             pixel, rest = divmod(column - tap, self.stride)
         return pixel if rest == 0 and 0 <= pixel < self.pixels else None
-
-
-def _factors(builder: Any, data: Any, place: Any) -> list[Any]:
-    """Those of each tap."""
-    places = [_plus(builder, place, _long(WORDS), tap) for tap in range(SIDE)]
-    return [_load(builder, data, one, _WORDS) for one in places]
-
-
-def _add_row(
-    builder: Any,
-    data: Callable[[int], Any],
-    given: Any,
-    row: _Row,
-    factors: list[Any],
-    found: Callable[[Any], Any],
-) -> Any:
-    """The sums of pixels, each column brought to the lanes once for all its taps."""
-    out = given[0]
-    for column, pointer in enumerate(_columns(builder, data, given, row.columns)):
-        value = found(pointer)
-        for tap in range(SIDE):
-            pixel = row.pixel(column, tap)
-            if pixel is not None:
-                total = builder.extract_value(out, pixel)
-                total = _dot(builder, total, value, factors[tap])
-                out = builder.insert_value(out, total, pixel)
-    return out
 
 
 @intrinsic(prefer_literal=True)
@@ -360,11 +319,11 @@ def _data(
 
 
 def _columns(
-    builder: Any, data: Callable[[int], Any], given: Any, count: int
+    builder: Any, data: Callable[[int], Any], given: Any, start: Any, count: int
 ) -> list[Any]:
     """Pointers to so many columns; to zeros for an end that is none."""
     pointers = [
-        builder.gep(data(1), [_plus(builder, given[2], given[3], column)])
+        builder.gep(data(1), [_plus(builder, start, given[3], column)])
         for column in range(count)
     ]
     ends = cgutils.unpack_tuple(builder, given[4], 2)
@@ -384,6 +343,12 @@ def _long(value: int) -> Any:
 def _load(builder: Any, data: Any, place: Any, kind: ir.Type) -> Any:
     pointer = builder.bitcast(builder.gep(data, [place]), kind.as_pointer())
     return builder.load(pointer, align=2)
+
+
+def _permuted(builder: Any, pointer: Any, *, index: Any, chosen: Any) -> Any:
+    """Chosen ones of `WORDS` values in another order."""
+    values = _load_some(builder, pointer, chosen)
+    return _call(builder, "llvm.x86.avx512.permvar.hi.512", _WORDS, [values, index])
 
 
 def _everywhere(builder: Any, pointer: Any) -> Any:
@@ -408,13 +373,12 @@ def _first_lanes(builder: Any, count: Any, width: int) -> Any:
     return builder.icmp_unsigned("<", lanes, limit)
 
 
-def _load_some(builder: Any, pointer: Any, chosen: Any, width: int) -> Any:
-    """Values, zeros and no look at the memory where a lane is not chosen."""
-    kind = ir.VectorType(_INT16, width)
-    pointer = builder.bitcast(pointer, kind.as_pointer())
-    nothing = ir.Constant(kind, [0] * width)
+def _load_some(builder: Any, pointer: Any, chosen: Any) -> Any:
+    """`WORDS` values, zeros and no look at the memory where a lane is not chosen."""
+    pointer = builder.bitcast(pointer, _WORDS.as_pointer())
+    nothing = ir.Constant(_WORDS, [0] * WORDS)
     arguments = [pointer, ir.Constant(_INT32, 2), chosen, nothing]
-    return _call(builder, f"llvm.masked.load.v{width}i16.p0", kind, arguments)
+    return _call(builder, "llvm.masked.load.v32i16.p0", _WORDS, arguments)
 
 
 def _store(builder: Any, data: Any, place: Any, value: Any) -> None:
