@@ -168,7 +168,7 @@ def at_the_end_of_a_page(values):
     return inside.view(rows.shape).copy_(rows).permute(0, 3, 1, 2)
 
 kept, dtype = [], getattr(torch, sys.argv[1])
-for channels, width in ((20, 10), (18, 9), (18, 3), (40, 5)):
+for channels, width in ((20, 10), (18, 9), (18, 3), (40, 5), (40, 20)):
     weight = torch.randn(channels, width, 3, 3).to(dtype)
     for stride in (1, 2):
         features = at_the_end_of_a_page(torch.randn(3, channels, 7, 6).to(dtype))

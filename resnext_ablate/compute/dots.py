@@ -86,15 +86,7 @@ def add_pixels(
         values = [found(builder, pointer) for pointer in pointers]
         places = [_plus(builder, given[11], _long(WORDS), tap) for tap in range(SIDE)]
         factors = [_load(builder, data(10), place, _WORDS) for place in places]
-        out = given[0]
-        # Each column is brought to the lanes once for all its taps.
-        for column, tap in product(range(row.columns), range(SIDE)):
-            pixel = row.pixel(column, tap)
-            if pixel is not None:
-                total = builder.extract_value(out, pixel)
-                total = _dot(builder, total, values[column], factors[tap])
-                out = builder.insert_value(out, total, pixel)
-        return out
+        return _add_row(builder, row, given[0], values, factors)
 
     int64 = types.int64
     rest = (int64, int64, inside, nothing, int64, lanes, int64, int64, factors, int64)
@@ -121,6 +113,17 @@ class _Row(NamedTuple):
         else:
             pixel, rest = divmod(column - tap, self.stride)
         return pixel if rest == 0 and 0 <= pixel < self.pixels else None
+
+
+def _add_row(builder: Any, row: _Row, out: Any, values: Any, factors: Any) -> Any:
+    """The sums of pixels, where each column serves all taps that it lies under."""
+    for column, tap in product(range(row.columns), range(SIDE)):
+        pixel = row.pixel(column, tap)
+        if pixel is not None:
+            total = builder.extract_value(out, pixel)
+            total = _dot(builder, total, values[column], factors[tap])
+            out = builder.insert_value(out, total, pixel)
+    return out
 
 
 @intrinsic(prefer_literal=True)
