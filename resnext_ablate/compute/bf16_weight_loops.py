@@ -106,17 +106,15 @@ def _write_values(
     apart = (images[1] - images[0]) * height * width * channels
     for r in range(patch.image // patch.row):
         row, begin = top + r, to + r * patch.row
-        at = (images[0] * height + row) * width * channels + window
-        end = begin + patch.row
         if 0 <= row < height:
-            inside = begin + patch.width
+            # Nobody writes the zeros at both ends.
+            at = (images[0] * height + row) * width * channels + window
+            begin += patch.width
             _write_pairs(
-                x, at, at + apart, channels, width, held, values, inside, patch.width
+                x, at, at + apart, channels, width, held, values, begin, patch.width
             )
-            for i in range(patch.width):
-                values[begin + i] = values[end - patch.width + i] = 0
         else:
-            for i in range(begin, end):
+            for i in range(begin, begin + patch.row):
                 values[i] = 0
 
 
@@ -298,7 +296,7 @@ def weight_gradient(
 
 @part
 def _aligned(count: int) -> Pairs:
-    """So many pairs, aligned as vectors are: to read across lines takes longer."""
-    room = np.empty(count + 2 * SUMS, np.uint32)
+    """So many zeros, aligned as vectors are: to read across lines takes longer."""
+    room = np.zeros(count + 2 * SUMS, np.uint32)
     first = -(room.ctypes.data // 4) % SUMS
     return room[first : first + count + SUMS]
