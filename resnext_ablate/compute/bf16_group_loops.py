@@ -68,14 +68,14 @@ class Steps(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Where the pixels of an output lie, in all rows or every second, in values."""
+    """Where the pixels of an output lie, in all rows or every second."""
 
     image: int
-    """From image to image."""
+    """From image to image, counted in values as the other steps are."""
     start: int
     rows: int
     columns: int
-    """Of the input that lie under the first of two pixels, or of the output."""
+    """Of x: one for each pixel of a row, or for every two."""
     width: int
     """Pixels of a row."""
     row_step: int

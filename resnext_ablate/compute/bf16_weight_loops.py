@@ -53,19 +53,20 @@ class Takers(NamedTuple):
 
 
 class _Patch(NamedTuple):
-    """Some rows of an output, of pairs of images: how many of what, or their pairs."""
+    """Some rows of an output and those of the input under them, of pairs of images."""
 
     images: int
+    """Pairs of them."""
     rows: int
     columns: int
     ahead: int
     """Rows and columns of the input from one of the output to the next."""
     width: int
-    """Of a column of the input."""
+    """Pairs of values of a column of the input."""
     row: int
-    """Of a row of the input, with a column of zeros at both ends."""
+    """Of a row of it, with a column of zeros at both ends."""
     image: int
-    """Of the input's rows of an image."""
+    """Of all its rows in an image."""
 
 
 @leaf
@@ -127,7 +128,7 @@ def _write_grads(
     grads: Pairs,
     to: int,
 ) -> None:
-    """Writes a vector of some pixels of two images, which follow in both.
+    """Writes a vector of some pixels of two images, one pixel behind the other.
 
     An image without another is paired with 0: both places are the same.
     """
