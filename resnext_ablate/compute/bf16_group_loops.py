@@ -45,8 +45,6 @@ class Steps(NamedTuple):
 
     rows: Places
     """From the pixel's own row to the taps', for each step."""
-    column: int
-    """From the pixel's own column to the first under its taps."""
     pairs: Places
     """Where the lanes of a step begin among those of a vector of channels; or the first
     channel of its pair, within the group."""
@@ -172,8 +170,9 @@ def _convolve_row(
             # The last columns once more where they are too few.
             column = min(begin, grid.columns - at_once)
             to = out_row + steps.begins[v] + each * column * grid.column_step
-            first = ahead * column + steps.column
-            end = first + ahead * (at_once - 1) + (SIDE if each == 1 else 2)
+            # Taps are around a pixel, or of two pixels under one column and the next.
+            first = ahead * column - (1 if each == 1 else 0)
+            end = ahead * (column + at_once - 1) + 2
             inside = (first >= 0, end <= width)
             at = (x_row + steps.windows[v] + first * channels, channels)
             rest = (x, at, inside, steps, span, vector, offsets, blank, held)

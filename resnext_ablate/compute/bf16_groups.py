@@ -34,7 +34,7 @@ def forward(
     out = empty(features, rows, columns)
     length = columns * channels
     grid = Grid(rows * length, 0, rows, columns, columns, length, channels)
-    order = _order(*_widths(weight), rows_of(TAPS), -1, (0, 1, 2), False)
+    order = _order(*_widths(weight), rows_of(TAPS), (0, 1, 2), False)
     grids = ((_steps(order, weight, bias), grid),)
     shape = (count, height, width, channels)
     bf16_group_loops.convolve(
@@ -51,11 +51,11 @@ def features_gradient(
     out = empty(features, height, width)
     length = width * channels
     # Two pixels of a row lie on one of the output's where the stride is 2.
-    column, kernel = (-1, (2, 1, 0)) if stride == 1 else (0, (0, 1, 2))
+    kernel = (2, 1, 0) if stride == 1 else (0, 1, 2)
     grids = []
     for top in range(min(stride, height)):
         rows = rows_of(givers(top, 0, stride))
-        order = _order(*_widths(weight), rows, column, kernel, True)
+        order = _order(*_widths(weight), rows, kernel, True)
         grid = Grid(
             image=height * length,
             start=top * length,
@@ -101,7 +101,6 @@ class _Order(NamedTuple):
     """`Steps` without weights, and where each factor lies in a flat weight."""
 
     rows: Places
-    column: int
     pairs: Places
     begins: Places
     counts: Places
@@ -127,7 +126,6 @@ def _order(
     channels: int,
     group_width: int,
     rows: tuple[tuple[int, int], ...],
-    column: int,
     kernel_columns: tuple[int, int, int],
     is_gradient: bool,
 ) -> _Order:
@@ -137,7 +135,6 @@ def _order(
         channels: C of a weight (C, d, 3, 3).
         group_width: its d.
         rows: of its taps, from the pixel and of the kernel.
-        column: from the pixel to the first under its taps.
         kernel_columns: of the three taps of a row.
         is_gradient: whether channels take what they have given.
     """
@@ -170,7 +167,6 @@ def _order(
     by_row = by_tap.reshape(*split, len(rows), SIDE)
     return _Order(
         rows=np.repeat(shifts, num_pairs),
-        column=column,
         pairs=np.tile(pairs, len(rows)),
         begins=chosen[:, 0].copy(),
         counts=np.full(len(chosen), count),

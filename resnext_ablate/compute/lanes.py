@@ -33,6 +33,8 @@ HAS_32_REGISTERS = bool(_FEATURES.get("avx512f") or _FEATURES.get("neon"))
 
 _INSIDE = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 """Options of what Python never calls: entries for it take long to compile."""
+_UNCOUNTED = {**_INSIDE, "_nrt": False}
+"""Of what makes no arrays, and does not count who holds those it is given."""
 
 
 def compiled(function: Any) -> Any:
@@ -70,13 +72,12 @@ def part(function: Any) -> Any:
 
 def leaf(function: Any) -> Any:
     """As a part that makes no arrays: it does not count who holds those it is given."""
-    options = {**_INSIDE, "_nrt": False}
-    return numba.njit(function, nogil=True, fastmath={"contract"}, **options)
+    return numba.njit(function, nogil=True, fastmath={"contract"}, **_UNCOUNTED)
 
 
 def inlined(function: Any) -> Any:
     """As a leaf that becomes part of what calls it: its vectors stay in registers."""
-    options = {**_INSIDE, "_nrt": False, "forceinline": True}
+    options = {**_UNCOUNTED, "forceinline": True}
     return numba.njit(function, nogil=True, fastmath={"contract"}, **options)
 
 

@@ -36,6 +36,7 @@ def givers(top: int, left: int, stride: int) -> Taps:
     return tuple(sorted(taps))
 
 
+@lru_cache
 def rows_of(taps: Taps) -> tuple[tuple[int, int], ...]:
     """Rows from a pixel and of the kernel that its taps are in."""
     return tuple(sorted({(row, kernel_row) for row, _, kernel_row, _ in taps}))
