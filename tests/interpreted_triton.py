@@ -5,10 +5,12 @@ own. It cuts bfloat16 short instead of rounding it, and cannot multiply it.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from triton.runtime import interpreter
 
 from resnext_ablate.architecture.names import parse_spec
 from resnext_ablate.compute import fused, residual, triton_conv, triton_norms
@@ -21,6 +23,19 @@ def _by_triton(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors of a CPU go to Triton, with products in full float32."""
     monkeypatch.setattr(fused, "_is_on_cpu", lambda features: False)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
+@pytest.fixture(autouse=True)
+def _counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loops may count to what a kernel was given: the interpreter of Triton 3.6 makes a
+    number of an array of one, which NumPy 2.4 no longer does."""
+    patch = interpreter._patch_lang_tensor
+
+    def patched(tensor: Any, scope: Any) -> None:
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda one: int(one.handle.data.item()))
+
+    monkeypatch.setattr(interpreter, "_patch_lang_tensor", patched)
 
 
 def _randn(*size: int, seed: int) -> Tensor:

@@ -289,7 +289,8 @@ def _grown_on_cpu(bench: _Bench) -> int:
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU]
-    with profile(activities=activities, profile_memory=True, acc_events=False) as seen:
+    # torch 2.11 warns of what comes after one cycle unless events are kept.
+    with profile(activities=activities, profile_memory=True, acc_events=True) as seen:
         bench.step_in_parts()
     results: Any = seen.profiler
     changes = sorted(

@@ -10,6 +10,7 @@ import json
 import math
 import struct
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -222,7 +223,10 @@ def _write_program(model: ResNeXt, path: Path, image_size: int) -> None:
 
 
 def _read_program(path: Path) -> Callable[[Tensor], Tensor]:
-    return torch.export.load(path).module()
+    with warnings.catch_warnings():
+        # torch 2.11 says this of bytes that it reads and does not write.
+        warnings.filterwarnings("ignore", "The given buffer is not writable")
+        return torch.export.load(path).module()
 
 
 def _write_onnx(model: ResNeXt, path: Path, image_size: int) -> None:
