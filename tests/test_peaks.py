@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,19 @@ def test_peaks_of_this_machine_are_possible() -> None:
     assert 1e9 < found.macs_per_s < 1e12
     assert 1e9 < found.bytes_per_s < 1e12
     assert found.bytes_per_value == 4
+
+
+def test_a_device_has_time_to_reach_its_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is slow at first is repeated for a while, not a few times alone."""
+    now, calls = [0.0], [0]
+
+    def call() -> None:
+        time.sleep(0.001)
+        calls[0] += 1
+        now[0] += 5.0 if calls[0] <= 14 else 2.0
+
+    monkeypatch.setattr(peaks, "clock", lambda device, **_: lambda: now[0])
+    assert peaks._best_s(call, device=CPU) == 2.0
 
 
 def test_a_run_at_the_floor_uses_the_whole_device() -> None:
