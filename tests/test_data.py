@@ -765,6 +765,45 @@ def test_the_last_partial_batch_is_dropped_unless_alone(
     assert pixels.equal(normal[draws.order[: len(labels)], 3, 3, 0])
 
 
+@pytest.mark.parametrize("part", [data.WHOLE, data.Part(1, 3)])
+def test_batches_augmented_at_once_are_those_one_by_one(
+    root: Path, part: data.Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a GPU does it: the same images and labels, also from within an epoch, where
+    batches do not come out even, and none where all are done."""
+    loaded = data.load(preparation.prepare(_folder_config(root)).folder, device=CPU)
+    draws = data.draw_epoch(
+        27, crop_padding=1, flip=True, generator=data.epoch_generator(0, epoch=1)
+    )
+
+    def batches(num_at_once: int, num_passed: int) -> list[data.Batch]:
+        monkeypatch.setattr(data, "_batches_at_once", lambda *_: num_at_once)
+        rest = {"batch_size": 5, "num_passed": num_passed, "part": part}
+        return list(data.train_batches(loaded, draws=draws, **rest))
+
+    for num_passed in (0, 1):
+        found, expected = (batches(count, num_passed) for count in (2, 1))
+        assert len(found) == len(expected) == 5 - num_passed
+        for one, other in zip(found, expected, strict=True):
+            assert len(one.labels) == len(part.of(5))
+            assert one.images.equal(other.images) and one.labels.equal(other.labels)
+            assert one.images.is_contiguous(memory_format=torch.channels_last)
+    assert batches(2, 5) == []
+
+
+@pytest.mark.parametrize(
+    ("side", "size", "expected"),
+    [(32, 128, 8), (64, 256, 8), (112, 256, 3), (512, 64, 1)],
+)
+def test_a_gpu_augments_as_many_batches_as_are_small(
+    side: int, size: int, expected: int
+) -> None:
+    """Eight at most, fewer where they would take much memory; a CPU one by one."""
+    images = torch.empty(1000, side, side, 3, dtype=torch.uint8, device="meta")
+    assert data._batches_at_once(images, size) == expected
+    assert data._batches_at_once(torch.empty(2, 8, 8, 3), size) == 1
+
+
 def test_evaluation_sees_every_image_once_unchanged(root: Path) -> None:
     """Evaluation batches cover a split in order, the last one smaller."""
     loaded = data.load(preparation.prepare(_folder_config(root)).folder, device=CPU)

@@ -28,6 +28,9 @@ from resnext_ablate.records.data_config import DataConfig
 
 SplitName = Literal["train", "val", "test"]
 
+_MOST_AT_ONCE, _VALUES_AT_ONCE = 8, 1 << 25
+"""Batches that a GPU augments at once, and float32 values of these: 128 MiB."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -231,13 +234,23 @@ def train_batches(
     The first `num_passed` are left out: those are done.
     """
     images, labels = dataset.train.images, dataset.train.labels
+    places = [
+        torch.arange(taken.start, taken.stop)
+        for taken in batch_slices(
+            len(draws.order), batch_size=batch_size, num_passed=num_passed, part=part
+        )
+    ]
+    if not places:
+        return
+    place = torch.cat(places)
     order, shift, mirrored = (
-        tensor.to(images.device)
-        for tensor in (draws.order, draws.shift, draws.mirrored)
+        drawn[place].to(images.device)
+        for drawn in (draws.order, draws.shift, draws.mirrored)
     )
-    for taken in batch_slices(
-        len(order), batch_size=batch_size, num_passed=num_passed, part=part
-    ):
+    size = len(places[0])
+    at_once = size * _batches_at_once(images, size)
+    for first in range(0, len(order), at_once):
+        taken = slice(first, first + at_once)
         augmented = augment(
             images,
             positions=order[taken],
@@ -246,7 +259,20 @@ def train_batches(
             mean=dataset.mean,
             std=dataset.std,
         )
-        yield Batch(augmented, labels[order[taken]])
+        count = len(augmented) // size
+        yield from parts_of(Batch(augmented, labels[order[taken]]), count=count)
+
+
+def _batches_at_once(images: Tensor, size: int) -> int:
+    """How many batches of a size are augmented at once.
+
+    On a GPU some two dozen kernels are launched for it, which take longer to launch
+    than to run.
+    """
+    if images.is_cpu:
+        return 1
+    values = size * images[0].numel()
+    return max(1, min(_MOST_AT_ONCE, _VALUES_AT_ONCE // values))
 
 
 def batch_slices(
