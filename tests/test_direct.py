@@ -150,42 +150,54 @@ def test_nothing_but_the_image_is_read(
 
 
 _GUARDED = """
-import ctypes, mmap, sys, torch
-from resnext_ablate.compute import direct
+import ctypes, math, mmap, sys, torch
+from resnext_ablate.compute import bf16_groups, direct, fp32_groups
 
-def at_the_end_of_a_page(values):
-    # Right before memory that nobody may read.
-    rows = values.permute(0, 2, 3, 1).contiguous()
-    size, page = rows.nbytes, mmap.PAGESIZE
-    room = mmap.mmap(-1, -(-size // page) * page + page)
-    kept.append(room)
-    begin = len(room) - page
-    first = ctypes.addressof(ctypes.c_char.from_buffer(room))
-    if ctypes.CDLL(None).mprotect(ctypes.c_void_p(first + begin), page, 0):
-        sys.exit("no guard")
-    inside = torch.frombuffer(room, dtype=rows.dtype, count=rows.numel(),
-                              offset=begin - size)
-    return inside.view(rows.shape).copy_(rows).permute(0, 3, 1, 2)
+def room(*size):
+    # Between two pages that nobody may touch, behind the first or before the last.
+    page, dtype = mmap.PAGESIZE, getattr(torch, sys.argv[1])
+    length = math.prod(size) * dtype.itemsize
+    pages = mmap.mmap(-1, -(-length // page) * page + 2 * page)
+    kept.append(pages)
+    last = len(pages) - page
+    first = ctypes.addressof(ctypes.c_char.from_buffer(pages))
+    for begin in (0, last):
+        if ctypes.CDLL(None).mprotect(ctypes.c_void_p(first + begin), page, 0):
+            sys.exit("no guard")
+    begin = last - length if sys.argv[2] == "end" else page
+    values = torch.frombuffer(pages, dtype=dtype, count=math.prod(size), offset=begin)
+    return values.view(size).permute(0, 3, 1, 2)
 
-kept, dtype = [], getattr(torch, sys.argv[1])
-for channels, width in ((20, 10), (18, 9), (18, 3), (40, 5), (40, 20)):
-    weight = torch.randn(channels, width, 3, 3).to(dtype)
+def empty(like, height, width):
+    return room(len(like), height, width, like.shape[1])
+
+def drawn(count, channels, height, width):
+    return room(count, height, width, channels).normal_()
+
+bf16_groups.empty = fp32_groups.empty = empty
+kept = []
+for channels, width in ((20, 10), (18, 9), (18, 3), (40, 5), (40, 20), (33, 11)):
     for stride in (1, 2):
-        features = at_the_end_of_a_page(torch.randn(3, channels, 7, 6).to(dtype))
+        features = drawn(3, channels, 7, 6)
+        weight = torch.randn(channels, width, 3, 3).to(features.dtype)
         out = direct.forward(features, weight, stride=stride)
-        grad = at_the_end_of_a_page(torch.randn(out.shape).to(dtype))
+        grad = drawn(*out.shape)
         direct.features_gradient(grad, weight, features=features, stride=stride)
         direct.weight_gradient(grad, features, weight=weight, stride=stride)
-print("done", flush=True)
+print("done", len(kept), flush=True)
 """
 
 
 @each_precision
-def test_no_memory_behind_the_tensors_is_touched(dtype: torch.dtype) -> None:
-    """The last pixel of few channels fills no vector: reading one would be a fault."""
-    code = [sys.executable, "-c", _GUARDED, str(dtype).removeprefix("torch.")]
+@pytest.mark.parametrize("at", ["begin", "end"])
+def test_no_memory_beside_the_tensors_is_touched(at: str, dtype: torch.dtype) -> None:
+    """The last pixel of few channels fills no vector: to read or write one would be a
+    fault, as it would be before the first."""
+    name = str(dtype).removeprefix("torch.")
+    code = [sys.executable, "-c", _GUARDED, name, at]
     end = subprocess.run(code, capture_output=True, text=True, check=False)
-    assert end.stdout == "done\n", (end.returncode, end.stderr[-500:])
+    expected = f"done {6 * 2 * 4}\n"
+    assert end.stdout == expected, (end.returncode, end.stderr[-500:])
 
 
 @each_precision
