@@ -49,11 +49,16 @@ class Takers(NamedTuple):
     shifts: Places
     """Where all lanes take the same: from the first of them to the first of these."""
     firsts: Places
-    """From there, the first channels of blocks of a group."""
+    """From there, the first channels of blocks of a group, `SUMS` / 2 or fewer each."""
 
 
 class _Patch(NamedTuple):
-    """Some rows of an output and those of the input under them, of pairs of images."""
+    """Some rows of an output and those of the input under them, of pairs of images.
+
+    Of the input lie `SUMS` channels of all columns one behind the other, and then the
+    next `SUMS` or, at the end of a window, some of these once more: with two blocks of
+    a group in each piece, all that is added up at a time is in the nearest cache.
+    """
 
     images: int
     """Pairs of them."""
@@ -61,33 +66,29 @@ class _Patch(NamedTuple):
     columns: int
     ahead: int
     """Rows and columns of the input from one of the output to the next."""
-    width: int
-    """Pairs of values of a column of the input."""
     row: int
-    """Of a row of it, with a column of zeros at both ends."""
+    """Values of a row of the input, with a column of zeros at both ends."""
     image: int
     """Of all its rows in an image."""
+    piece: int
+    """Of all its images."""
+
+
+@leaf
+def _piece_at(takers: Takers, v: int, piece: int) -> int:
+    """The first channel, within a window, of one of its pieces."""
+    first: int = takers.shifts[v] + takers.firsts[2 * piece]
+    return min(first, takers.held - SUMS)
 
 
 @leaf
 def _write_pairs(
-    x: Words,
-    first: int,
-    second: int,
-    step: int,
-    count: int,
-    held: int,
-    pairs: Pairs,
-    to: int,
-    width: int,
+    x: Words, first: int, second: int, step: int, count: int, pairs: Pairs, to: int
 ) -> None:
-    """Writes some channels of a row of pixels beside the same of another image."""
-    for begin in range(0, held, SUMS):
-        # The last channels once more where they do not fill a vector.
-        c = min(begin, held - SUMS)
-        for n in range(count):
-            at = c + n * step
-            store_pairs(pairs, to + c + n * width, x, first + at, second + at)
+    """Writes `SUMS` channels of a row of pixels beside the same of another image."""
+    for n in range(count):
+        at = n * step
+        store_pairs(pairs, to + n * SUMS, x, first + at, second + at)
 
 
 @leaf
@@ -97,8 +98,7 @@ def _write_values(
     patch: _Patch,
     images: tuple[int, int],
     top: int,
-    window: int,
-    held: int,
+    channel: int,
     values: Pairs,
     to: int,
 ) -> None:
@@ -109,11 +109,8 @@ def _write_values(
         row, begin = top + r, to + r * patch.row
         if 0 <= row < height:
             # Nobody writes the zeros at both ends.
-            at = (images[0] * height + row) * width * channels + window
-            begin += patch.width
-            _write_pairs(
-                x, at, at + apart, channels, width, held, values, begin, patch.width
-            )
+            at = (images[0] * height + row) * width * channels + channel
+            _write_pairs(x, at, at + apart, channels, width, values, begin + SUMS)
         else:
             for i in range(begin, begin + patch.row):
                 values[i] = 0
@@ -134,7 +131,7 @@ def _write_grads(
     """
     first, second = place
     if first != second:
-        _write_pairs(grad, first, second, channels, count, SUMS, grads, to, SUMS)
+        _write_pairs(grad, first, second, channels, count, grads, to)
         return
     for n in range(count):
         for lane in range(SUMS):
@@ -148,21 +145,26 @@ def _write_patch(
     shape: Shape,
     patch: _Patch,
     place: tuple[int, int],
-    vector: tuple[int, int, int],
+    takers: Takers,
+    v: int,
     values: Pairs,
     grads: Pairs,
 ) -> None:
-    """Writes the pairs of a patch that begins with an image and a row of the output."""
+    """Writes the pairs of a patch that begins with an image and a row of the output;
+    those of the input where the vector before had none of them."""
     first, top = place
-    window, held, begin = vector
-    count, channels = shape[0], shape[3]
+    count, channels, window = shape[0], shape[3], takers.windows[v]
     num_pixels, line = grad.size // channels // count, patch.rows * patch.columns
+    is_new = v == 0 or window != takers.windows[v - 1]
     for n in range(patch.images):
         image = first + 2 * n
         other = min(image + 1, count - 1)
-        in_x, to = patch.ahead * top - 1, n * patch.image
-        _write_values(x, shape, patch, (image, other), in_x, window, held, values, to)
-        at = (image * num_pixels + top * patch.columns) * channels + begin
+        in_x, both = patch.ahead * top - 1, (image, other)
+        for piece in range((len(takers.firsts) + 1) // 2 if is_new else 0):
+            channel = window + _piece_at(takers, v, piece)
+            to = piece * patch.piece + n * patch.image
+            _write_values(x, shape, patch, both, in_x, channel, values, to)
+        at = (image * num_pixels + top * patch.columns) * channels + takers.begins[v]
         also = at + (other - image) * num_pixels * channels
         _write_grads(grad, (at, also), channels, line, grads, n * line * SUMS)
 
@@ -180,7 +182,7 @@ def _row_of_taps(
     """The sums of a row of taps, by tuples as `add_taps` takes."""
     z, k = zeros(SUMS), 0
     sums = (z, z, z, z, z, z)
-    step, whole = len(stride) * patch.width, patch.columns - patch.columns % 4
+    step, whole = len(stride) * SUMS, patch.columns - patch.columns % 4
     for n in range(patch.images):
         for r in range(patch.rows):
             i = n * patch.image + (tap_row + r * len(stride)) * patch.row
@@ -213,32 +215,59 @@ def _add_patch(
             add_to(totals, (v, tap_row, 2, j, 0), sums[2])
 
 
+@inlined
+def _shared_row_of_taps(
+    values: Pairs,
+    grads: Pairs,
+    patch: _Patch,
+    first: int,
+    stride: Any,
+    block: Any,
+    together: Any,
+) -> Any:
+    """The sums of a row of taps for a block of channels, from a value on."""
+    sums, k, at_once = no_sums(block), 0, len(together)
+    step, whole = len(stride) * SUMS, patch.columns - patch.columns % at_once
+    for n in range(patch.images):
+        for r in range(patch.rows):
+            i = first + n * patch.image + r * len(stride) * patch.row
+            for _ in range(0, whole, at_once):
+                sums = add_shared_taps(sums, values, i, grads, k, stride, together)
+                i, k = i + at_once * step, k + at_once * SUMS
+            for _ in range(whole, patch.columns):
+                sums = add_shared_taps(sums, values, i, grads, k, stride, (0,))
+                i, k = i + step, k + SUMS
+    return sums
+
+
 @leaf
 def _add_shared_patch(
     values: Pairs,
     grads: Pairs,
     patch: _Patch,
     v: int,
-    shift: int,
-    firsts: Places,
+    takers: Takers,
     totals: Totals,
     stride: Any,
     block: Any,
 ) -> None:
-    size, step = len(block), len(stride) * patch.width
-    for tap_row in range(SIDE):
-        for first in range(len(firsts)):
-            sums, k = no_sums(block), 0
-            for n in range(patch.images):
-                for r in range(patch.rows):
-                    i = n * patch.image + (tap_row + r * len(stride)) * patch.row
-                    i += shift + firsts[first]
-                    for _ in range(patch.columns):
-                        sums = add_shared_taps(sums, values, i, grads, k, patch.width)
-                        i, k = i + step, k + SUMS
-            for n in range(SIDE * size):
-                place = (v, tap_row, n // size, first * size + n % size, 0)
-                add_to(totals, place, sums[n])
+    size, firsts = len(block), takers.firsts
+    for piece in range((len(firsts) + 1) // 2):
+        begin = piece * patch.piece + takers.shifts[v] - _piece_at(takers, v, piece)
+        for tap_row in range(SIDE):
+            for b in range(2 * piece, min(2 * piece + 2, len(firsts))):
+                i = begin + firsts[b] + tap_row * patch.row
+                if len(stride) == 1:
+                    sums = _shared_row_of_taps(
+                        values, grads, patch, i, stride, block, (0, 0, 0, 0)
+                    )
+                else:
+                    sums = _shared_row_of_taps(
+                        values, grads, patch, i, stride, block, (0, 0)
+                    )
+                for n in range(SIDE * size):
+                    place = (v, tap_row, n // size, b * size + n % size, 0)
+                    add_to(totals, place, sums[n])
 
 
 @compiled
@@ -265,30 +294,29 @@ def weight_gradient(
         totals: (vectors, 3, 3, d, SUMS), or the channels of each block for d.
     """
     count, height, width, _ = shape
-    ahead, held = len(stride), takers.held
-    column = (held + SUMS - 1) // SUMS * SUMS
+    ahead = len(stride)
     rows, columns = (height - 1) // ahead + 1, (width - 1) // ahead + 1
-    row, line = (width + 2) * column, columns * SUMS
+    row, line = (width + 2) * SUMS, columns * SUMS
     # As many rows as fit, and as many images where all of their rows do.
     most = (_PAIRS - (SIDE - ahead) * row) // (ahead * row + line)
     most = max(1, min(rows, most))
     image = ((most - 1) * ahead + SIDE) * row
     together = max(1, _PAIRS // (image + most * line)) if most == rows else 1
-    values, grads = _aligned(together * image), _aligned(together * most * line)
+    piece = together * image
+    values = _aligned((len(takers.firsts) + 1) // 2 * piece)
+    grads = _aligned(together * most * line)
     for first in range(0, count, 2 * together):
         images = min(together, (count - first + 1) // 2)
-        for v in range(len(takers.begins)):
-            for top in range(0, rows, most):
-                here = min(most, rows - top)
-                image = ((here - 1) * ahead + SIDE) * row
-                patch = _Patch(images, here, columns, ahead, column, row, image)
-                vector = (takers.windows[v], held, takers.begins[v])
-                place = (first, top)
-                _write_patch(x, grad, shape, patch, place, vector, values, grads)
+        for top in range(0, rows, most):
+            here = min(most, rows - top)
+            image = ((here - 1) * ahead + SIDE) * row
+            patch = _Patch(images, here, columns, ahead, row, image, piece)
+            place = (first, top)
+            for v in range(len(takers.begins)):
+                _write_patch(x, grad, shape, patch, place, takers, v, values, grads)
                 if len(block) > 1:
-                    at, firsts = takers.shifts[v], takers.firsts
                     _add_shared_patch(
-                        values, grads, patch, v, at, firsts, totals, stride, block
+                        values, grads, patch, v, takers, totals, stride, block
                     )
                 else:
                     lanes = takers.lanes

@@ -250,34 +250,42 @@ def add_shared_taps(
     values_at: Any,
     grads: Any,
     grads_at: Any,
-    step: Any,
+    stride: Any,
+    columns: Any,
 ) -> Any:
-    """The sums of a row of taps for a block of channels, and what a column adds.
+    """The sums of a row of taps for a block of channels, and what some columns add.
 
     Args:
         sums: a tuple, `SUMS` for each channel of each tap.
-        values: flat uint32, pairs of bfloat16: those of the block from `values_at` on.
-        grads: flat uint32, pairs as well: `SUMS` from `grads_at` on.
-        step: from tap to tap.
+        values: flat uint32, pairs of bfloat16: `SUMS` of one column after the other,
+            those of the block in the first column and tap from `values_at` on.
+        grads: flat uint32, pairs as well: `SUMS` of each column from `grads_at` on.
+        stride: a tuple of as many numbers as there are columns of the values for one of
+            the gradients.
+        columns: a tuple of as many numbers as columns of the gradients.
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = _data(target, builder, signature, given)
-        out, grad = given[0], _load(builder, data(3), given[4], _PAIRS)
-        block = sums.count // 3
-        for tap in range(3):
-            first = _plus(builder, given[2], given[5], tap)
-            for channel in range(block):
-                place = builder.add(first, _long(channel))
-                found = _everywhere(builder, builder.gep(data(1), [place]))
-                index = tap * block + channel
-                total = builder.extract_value(out, index)
-                total = _dot(builder, total, found, grad)
-                out = builder.insert_value(out, total, index)
+        row = _Row(columns.count, stride.count, 1)
+        places = [_plus(builder, given[4], _long(SUMS), n) for n in range(row.pixels)]
+        loaded = [_load(builder, data(3), place, _PAIRS) for place in places]
+        starts = [_plus(builder, given[2], _long(SUMS), n) for n in range(row.columns)]
+        out, block = given[0], sums.count // SIDE
+        for channel, column in product(range(block), range(row.columns)):
+            place = builder.add(starts[column], _long(channel))
+            found = _everywhere(builder, builder.gep(data(1), [place]))
+            for tap in range(SIDE):
+                pixel, index = row.pixel(column, tap), tap * block + channel
+                if pixel is not None:
+                    total = builder.extract_value(out, index)
+                    total = _dot(builder, total, found, loaded[pixel])
+                    out = builder.insert_value(out, total, index)
         return out
 
     int64 = types.int64
-    return sums(sums, values, int64, grads, int64, int64), generate
+    rest = (int64, grads, int64, stride, columns)
+    return sums(sums, values, *rest), generate
 
 
 @intrinsic
