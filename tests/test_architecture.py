@@ -88,7 +88,8 @@ ROOMS: dict[str, set[str]] = {
     },
     # compute
     "lanes": set(),
-    "loops": {"lanes"},
+    "sweep_loops": {"lanes"},
+    "loops": {"lanes", "sweep_loops"},
     "taps": set(),
     "dots": {"lanes", "taps"},
     "bf16_group_loops": {"dots", "lanes", "taps"},

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnext_ablate.compute import lanes, loops
+from resnext_ablate.compute import lanes, loops, sweep_loops
 
 CHANNELS = (1, 3, 22, 31, 32, 70)
 """Rows shorter than a vector, of whole vectors, and with something left."""
@@ -129,9 +129,10 @@ def test_addition_to_every_second_pixel(
 
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
 def test_what_no_cache_holds_is_the_same(kind: str) -> None:
-    """It goes by fewer rows at once: outputs to the bit those of its parts, sums near
-    theirs; columns that fill a vector, and a rest."""
-    channels, rows = 72, loops._CACHED // 72 + 1001
+    """Sums go along rows: outputs are to the bit those of its parts, sums near theirs;
+    columns that fill a vector, and a rest."""
+    channels = 120
+    rows = sweep_loops._CACHED // (2 * channels) + 1001
     y, z, grad = _drawn(kind, rows=rows, channels=channels)
     own, theirs = norms = (_normed(y), _normed(z))
     np.testing.assert_allclose(own[0], _values(y).mean(axis=0), atol=1e-6)
@@ -162,13 +163,10 @@ def test_what_no_cache_holds_is_the_same(kind: str) -> None:
 def _rounding() -> Callable[..., None]:
     """A loop that stores float32 values as they are given, compiled anew."""
 
-    def columns(
-        first: int, last: int, j: int, nothing: Any, exact: Any, out: Any
-    ) -> None:
-        for i in range(first, last):
-            lanes.store(out, (i, j), lanes.load(exact, (i, j), nothing))
+    def stored(i: int, j: int, nothing: Any, exact: Any, out: Any) -> None:
+        lanes.store(out, (i, j), lanes.load(exact, (i, j), nothing))
 
-    over = loops._over_columns(few_rows=4)(columns)
+    over = sweep_loops.everywhere(stored)
 
     @numba.njit
     def rounding(shape: tuple[int, int], arguments: Any) -> None:

@@ -322,6 +322,45 @@ def add_to(context: Any, array: Any, place: Any, value: Any) -> Any:
 
 
 @intrinsic
+def add_to_rows(context: Any, array: Any, column: Any, values: Any) -> Any:
+    """Adds each of a tuple of lanes to a row of its own of an array (K, L), from a
+    column on."""
+    lanes = values.dtype
+
+    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
+        held = target.make_array(array)(target, builder, given[0])
+        kind = _DOUBLE if array.dtype == types.float64 else _FLOAT
+        for row in range(values.count):
+            place = [ir.Constant(given[1].type, row), given[1]]
+            first = cgutils.get_item_pointer(target, builder, array, held, place)
+            vector = ir.VectorType(kind, lanes.width)
+            pointer = builder.bitcast(first, vector.as_pointer())
+            added = builder.extract_value(given[2], row)
+            if kind is _DOUBLE:
+                added = builder.fpext(added, vector)
+            total = builder.fadd(builder.load(pointer, align=4), added)
+            builder.store(total, pointer, align=4)
+        return target.get_dummy_value()
+
+    return types.void(array, types.int64, values), generate
+
+
+@intrinsic
+def plus_each(context: Any, left: Any, right: Any) -> Any:
+    """The sums of two tuples of lanes, one by one."""
+
+    def generate(_: Any, builder: Any, signature: Any, given: Any) -> Any:
+        out = given[0]
+        for index in range(left.count):
+            one, other = (builder.extract_value(values, index) for values in given)
+            total = builder.fadd(one, other, flags=("contract",))
+            out = builder.insert_value(out, total, index)
+        return out
+
+    return left(left, right), generate
+
+
+@intrinsic
 def where_positive(context: Any, condition: Any, value: Any) -> Any:
     """Zero where the condition is zero or less, else (NaN too) the value."""
 

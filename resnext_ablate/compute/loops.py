@@ -7,14 +7,11 @@ on the machine.
 
 Activations are (R, L): uint16 that holds the bits of bfloat16, or float32. A row is one
 or more pixels with all their channels, so that L is a multiple of the C channels. What
-is per channel is (K, C), as `normalise` and `gradients` return it. All sums are float32
-over 64 rows at most and float64 over those. Each loop goes over some rows, columns as
-wide as a vector, and the rows again; what is left of a row is taken value by value.
+is per channel is (K, C), as `normalise` and `gradients` return it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,9 +19,9 @@ import numpy.typing as npt
 
 from resnext_ablate.compute.lanes import (
     WIDE,
-    add_to,
     compiled,
     first_of,
+    inlined,
     load,
     part,
     prefetch,
@@ -32,48 +29,13 @@ from resnext_ablate.compute.lanes import (
     where_positive,
     zeros,
 )
+from resnext_ablate.compute.sweep_loops import Sums, everywhere, summed
 
 Activations = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 PerChannel = npt.NDArray[np.float32]
-Sums = npt.NDArray[np.float64]
 
-_ROWS = 64
-_CACHED = 1 << 21
-"""Values that a core's caches hold. Others come faster in the order of memory, as they
-do by few rows at once; each time costs something, of sums more."""
-_ROWS_AHEAD = 16
-
-
-def _over_columns(*, few_rows: int) -> Callable[[Any], Any]:
-    """Makes a loop over some rows and columns go over all, given shape and arguments.
-
-    It takes the first and the last row, the first column, and zeros, as many as there
-    are columns, before the arguments; `few_rows` at once where values are in no cache.
-    """
-
-    def made(function: Any) -> Any:
-        columns = part(function)
-
-        @part
-        def over(shape: tuple[int, int], arguments: Any) -> None:
-            count, length = shape
-            is_apart = length > WIDE and count * length > _CACHED
-            each = few_rows if is_apart else _ROWS
-            wide = length - length % WIDE
-            for first in range(0, count, each):
-                last = min(count, first + each)
-                for j in range(0, wide, WIDE):
-                    columns(first, last, j, zeros(WIDE), *arguments)
-                for j in range(wide, length):
-                    columns(first, last, j, zeros(1), *arguments)
-
-        return over
-
-    return made
-
-
-_maps = _over_columns(few_rows=4)
-_sums = _over_columns(few_rows=16)
+_AHEAD = 1 << 10
+"""Values from one that is read to the one that memory is asked for meanwhile."""
 
 
 @part
@@ -99,24 +61,11 @@ def _by_channel(by_column: Sums, num_channels: int) -> Sums:
     return sums
 
 
-@_sums
-def _add_moments(
-    first: int,
-    last: int,
-    j: int,
-    nothing: Any,
-    y: Activations,
-    origin: PerChannel,
-    sums: Sums,
-) -> None:
-    around, total, total_squares = load(origin, (0, j), nothing), nothing, nothing
-    for i in range(first, last):
-        prefetch(y, (i + _ROWS_AHEAD, j))
-        value = load(y, (i, j), nothing) - around
-        total = total + value
-        total_squares = total_squares + value * value
-    add_to(sums, (0, j), total)
-    add_to(sums, (1, j), total_squares)
+@summed(arrays=1)
+def _add_moments(i: int, j: int, nothing: Any, y: Activations, around: Any) -> Any:
+    prefetch(y, (i, j + _AHEAD))
+    value = load(y, (i, j), nothing) - load(around, (0, j), nothing)
+    return value, value * value
 
 
 @part
@@ -128,7 +77,7 @@ def _moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
     for c in range(num_channels):
         origin[0, c] = first_of(load(y, (0, c), zeros(1)))
     by_column = np.zeros((2, length))
-    _add_moments(y.shape, (y, _tiled(origin, length), by_column))
+    _add_moments(y.shape, (y, _tiled(origin, length)), by_column)
     sums = _by_channel(by_column, num_channels)
     count = y.size // num_channels
     for c in range(num_channels):
@@ -204,21 +153,19 @@ def no_gradients(grads: PerChannel) -> PerChannel:
     return np.zeros_like(grads)
 
 
-@_maps
+@everywhere
 def _relu(
-    first: int,
-    last: int,
+    i: int,
     j: int,
     nothing: Any,
     y: Activations,
     normed: PerChannel,
     out: Activations,
 ) -> None:
+    prefetch(y, (i, j + _AHEAD))
     scale, offset = load(normed, (2, j), nothing), load(normed, (3, j), nothing)
-    for i in range(first, last):
-        prefetch(y, (i + _ROWS_AHEAD, j))
-        value = scale * load(y, (i, j), nothing) + offset
-        store(out, (i, j), where_positive(value, value))
+    value = scale * load(y, (i, j), nothing) + offset
+    store(out, (i, j), where_positive(value, value))
 
 
 @compiled
@@ -227,10 +174,28 @@ def relu(y: Activations, normed: PerChannel, out: Activations) -> None:
     _relu(y.shape, (y, _tiled(normed, y.shape[1]), out))
 
 
-@_maps
+@inlined
+def _sum_of_both(
+    i: int,
+    j: int,
+    nothing: Any,
+    y: Activations,
+    own: PerChannel,
+    z: Activations,
+    theirs: PerChannel,
+) -> Any:
+    """Both terms as they are, and the sum of their norms."""
+    prefetch(y, (i, j + _AHEAD))
+    prefetch(z, (i, j + _AHEAD))
+    scale, z_scale = load(own, (2, j), nothing), load(theirs, (2, j), nothing)
+    offset = load(own, (3, j), nothing) + load(theirs, (3, j), nothing)
+    value, z_value = load(y, (i, j), nothing), load(z, (i, j), nothing)
+    return value, z_value, z_scale * z_value + (scale * value + offset)
+
+
+@everywhere
 def _relu_of_sum(
-    first: int,
-    last: int,
+    i: int,
     j: int,
     nothing: Any,
     y: Activations,
@@ -239,14 +204,8 @@ def _relu_of_sum(
     theirs: PerChannel,
     out: Activations,
 ) -> None:
-    scale, z_scale = load(own, (2, j), nothing), load(theirs, (2, j), nothing)
-    offset = load(own, (3, j), nothing) + load(theirs, (3, j), nothing)
-    for i in range(first, last):
-        prefetch(y, (i + _ROWS_AHEAD, j))
-        prefetch(z, (i + _ROWS_AHEAD, j))
-        value = scale * load(y, (i, j), nothing) + offset
-        value = z_scale * load(z, (i, j), nothing) + value
-        store(out, (i, j), where_positive(value, value))
+    _, _, value = _sum_of_both(i, j, nothing, y, own, z, theirs)
+    store(out, (i, j), where_positive(value, value))
 
 
 @compiled
@@ -262,28 +221,21 @@ def relu_of_sum(
     _relu_of_sum(y.shape, (y, _tiled(own, length), z, _tiled(theirs, length), out))
 
 
-@_sums
+@summed(arrays=2)
 def _add_relu_sums(
-    first: int,
-    last: int,
+    i: int,
     j: int,
     nothing: Any,
     grad: Activations,
     y: Activations,
     normed: PerChannel,
-    sums: Sums,
-) -> None:
+) -> Any:
+    prefetch(y, (i, j + _AHEAD))
+    prefetch(grad, (i, j + _AHEAD))
     mean, scale = load(normed, (0, j), nothing), load(normed, (2, j), nothing)
-    offset, total, products = load(normed, (3, j), nothing), nothing, nothing
-    for i in range(first, last):
-        prefetch(y, (i + _ROWS_AHEAD, j))
-        prefetch(grad, (i + _ROWS_AHEAD, j))
-        value = load(y, (i, j), nothing)
-        passed = where_positive(scale * value + offset, load(grad, (i, j), nothing))
-        total = total + passed
-        products = products + passed * (value - mean)
-    add_to(sums, (0, j), total)
-    add_to(sums, (1, j), products)
+    value, offset = load(y, (i, j), nothing), load(normed, (3, j), nothing)
+    passed = where_positive(scale * value + offset, load(grad, (i, j), nothing))
+    return passed, passed * (value - mean)
 
 
 @compiled
@@ -291,15 +243,14 @@ def relu_sums(grad: Activations, y: Activations, normed: PerChannel) -> Sums:
     """(2, C): sums by channel, behind the ReLU, of grad and of grad (y - mean)."""
     length = y.shape[1]
     sums = np.zeros((2, length))
-    _add_relu_sums(y.shape, (grad, y, _tiled(normed, length), sums))
+    _add_relu_sums(y.shape, (grad, y, _tiled(normed, length)), sums)
     by_channel: Sums = _by_channel(sums, normed.shape[1])
     return by_channel
 
 
-@_maps
+@everywhere
 def _relu_backward(
-    first: int,
-    last: int,
+    i: int,
     j: int,
     nothing: Any,
     grad: Activations,
@@ -308,14 +259,13 @@ def _relu_backward(
     grads: PerChannel,
     out: Activations,
 ) -> None:
+    prefetch(y, (i, j + _AHEAD))
+    prefetch(grad, (i, j + _AHEAD))
     scale, offset = load(normed, (2, j), nothing), load(normed, (3, j), nothing)
     slope, level = load(grads, (2, j), nothing), load(grads, (3, j), nothing)
-    for i in range(first, last):
-        prefetch(y, (i + _ROWS_AHEAD, j))
-        prefetch(grad, (i + _ROWS_AHEAD, j))
-        value = load(y, (i, j), nothing)
-        passed = where_positive(scale * value + offset, load(grad, (i, j), nothing))
-        store(out, (i, j), scale * passed + (slope * value + level))
+    value = load(y, (i, j), nothing)
+    passed = where_positive(scale * value + offset, load(grad, (i, j), nothing))
+    store(out, (i, j), scale * passed + (slope * value + level))
 
 
 @compiled
@@ -336,10 +286,9 @@ def relu_backward(
     _relu_backward(y.shape, (grad, y, *lines, out))
 
 
-@_sums
+@summed(arrays=3)
 def _add_relu_of_sum_sums(
-    first: int,
-    last: int,
+    i: int,
     j: int,
     nothing: Any,
     grad: Activations,
@@ -347,25 +296,12 @@ def _add_relu_of_sum_sums(
     z: Activations,
     own: PerChannel,
     theirs: PerChannel,
-    sums: Sums,
-) -> None:
+) -> Any:
+    prefetch(grad, (i, j + _AHEAD))
+    value, z_value, before = _sum_of_both(i, j, nothing, y, own, z, theirs)
+    passed = where_positive(before, load(grad, (i, j), nothing))
     mean, z_mean = load(own, (0, j), nothing), load(theirs, (0, j), nothing)
-    scale, z_scale = load(own, (2, j), nothing), load(theirs, (2, j), nothing)
-    offset = load(own, (3, j), nothing) + load(theirs, (3, j), nothing)
-    total, products, z_products = nothing, nothing, nothing
-    for i in range(first, last):
-        prefetch(grad, (i + _ROWS_AHEAD, j))
-        prefetch(y, (i + _ROWS_AHEAD, j))
-        prefetch(z, (i + _ROWS_AHEAD, j))
-        value, z_value = load(y, (i, j), nothing), load(z, (i, j), nothing)
-        before = z_scale * z_value + (scale * value + offset)
-        passed = where_positive(before, load(grad, (i, j), nothing))
-        total = total + passed
-        products = products + passed * (value - mean)
-        z_products = z_products + passed * (z_value - z_mean)
-    add_to(sums, (0, j), total)
-    add_to(sums, (1, j), products)
-    add_to(sums, (2, j), z_products)
+    return passed, passed * (value - mean), passed * (z_value - z_mean)
 
 
 @compiled
@@ -380,15 +316,14 @@ def relu_of_sum_sums(
     length = y.shape[1]
     sums = np.zeros((3, length))
     lines = (_tiled(own, length), _tiled(theirs, length))
-    _add_relu_of_sum_sums(y.shape, (grad, y, z, *lines, sums))
+    _add_relu_of_sum_sums(y.shape, (grad, y, z, *lines), sums)
     by_channel: Sums = _by_channel(sums, own.shape[1])
     return by_channel
 
 
-@_maps
+@everywhere
 def _relu_of_sum_backward(
-    first: int,
-    last: int,
+    i: int,
     j: int,
     nothing: Any,
     grad: Activations,
@@ -399,20 +334,15 @@ def _relu_of_sum_backward(
     y_grad: Activations,
     z_grad: Activations,
 ) -> None:
+    prefetch(grad, (i, j + _AHEAD))
     own, theirs = normed
+    value, z_value, before = _sum_of_both(i, j, nothing, y, own, z, theirs)
+    passed = where_positive(before, load(grad, (i, j), nothing))
     scale, z_scale = load(own, (2, j), nothing), load(theirs, (2, j), nothing)
-    offset = load(own, (3, j), nothing) + load(theirs, (3, j), nothing)
     slope, z_slope = load(grads[0], (2, j), nothing), load(grads[1], (2, j), nothing)
     level, z_level = load(grads[0], (3, j), nothing), load(grads[1], (3, j), nothing)
-    for i in range(first, last):
-        prefetch(grad, (i + _ROWS_AHEAD, j))
-        prefetch(y, (i + _ROWS_AHEAD, j))
-        prefetch(z, (i + _ROWS_AHEAD, j))
-        value, z_value = load(y, (i, j), nothing), load(z, (i, j), nothing)
-        before = z_scale * z_value + (scale * value + offset)
-        passed = where_positive(before, load(grad, (i, j), nothing))
-        store(y_grad, (i, j), scale * passed + (slope * value + level))
-        store(z_grad, (i, j), z_scale * passed + (z_slope * z_value + z_level))
+    store(y_grad, (i, j), scale * passed + (slope * value + level))
+    store(z_grad, (i, j), z_scale * passed + (z_slope * z_value + z_level))
 
 
 @compiled
