@@ -88,8 +88,8 @@ ROOMS: dict[str, set[str]] = {
     },
     # compute
     "lanes": set(),
-    "sweep_loops": {"lanes"},
-    "loops": {"lanes", "sweep_loops"},
+    "traversal_loops": {"lanes"},
+    "loops": {"lanes", "traversal_loops"},
     "taps": set(),
     "dots": {"lanes", "taps"},
     "bf16_group_loops": {"dots", "lanes", "taps"},

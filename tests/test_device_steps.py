@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from replays import Again
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -152,19 +153,6 @@ def test_a_step_stays_on_its_device(
     assert launches["relu_of_sum_backward"] == 2 * 3 * (kernels == "fused")
 
 
-class _Again:
-    """A capture that does its work anew at each replay, as a graph would."""
-
-    def beside(self, act: Callable[[], None]) -> None:
-        act()
-
-    def record(self, act: Callable[[], None]) -> None:
-        self._act = act
-
-    def replay(self) -> None:
-        self._act()
-
-
 def _run(*, num_train: int, num_eval: int) -> training_state.Run:
     def split(count: int) -> Split:
         size = (count, SIDE, SIDE, 3)
@@ -194,7 +182,7 @@ def _run(*, num_train: int, num_eval: int) -> training_state.Run:
     )
     return training_state.Run(
         learner=one,
-        step=graphs.GraphedStep(one, capture=_Again()),
+        step=graphs.GraphedStep(one, capture=Again()),
         config=one.config,
         data_config=DataConfig(name="digits", crop_padding=2),
         dataset=dataset,

@@ -18,7 +18,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from resnext_ablate.compute import lanes, loops, sweep_loops
+from resnext_ablate.compute import lanes, loops, traversal_loops
 
 CHANNELS = (1, 3, 22, 31, 32, 70)
 """Rows shorter than a vector, of whole vectors, and with something left."""
@@ -132,7 +132,7 @@ def test_what_no_cache_holds_is_the_same(kind: str) -> None:
     """Sums go along rows: outputs are to the bit those of its parts, sums near theirs;
     columns that fill a vector, and a rest."""
     channels = 120
-    rows = sweep_loops._CACHED // (2 * channels) + 1001
+    rows = traversal_loops._CACHED // (2 * channels) + 1001
     y, z, grad = _drawn(kind, rows=rows, channels=channels)
     own, theirs = norms = (_normed(y), _normed(z))
     np.testing.assert_allclose(own[0], _values(y).mean(axis=0), atol=1e-6)
@@ -166,7 +166,7 @@ def _rounding() -> Callable[..., None]:
     def stored(i: int, j: int, nothing: Any, exact: Any, out: Any) -> None:
         lanes.store(out, (i, j), lanes.load(exact, (i, j), nothing))
 
-    over = sweep_loops.everywhere(stored)
+    over = traversal_loops.everywhere(stored)
 
     @numba.njit
     def rounding(shape: tuple[int, int], arguments: Any) -> None:

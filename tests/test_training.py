@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from replays import Again
 
 from resnext_ablate.architecture.names import parse_spec
 from resnext_ablate.architecture.spec import InputError
@@ -710,28 +711,6 @@ def test_kernel_choice_is_put_back() -> None:
     assert not torch.are_deterministic_algorithms_enabled()
 
 
-class _Again:
-    """A capture that does its work anew at each replay, as a graph would."""
-
-    def __init__(self, *, error: Exception | None = None) -> None:
-        self._error = error
-        self.done: list[str] = []
-
-    def beside(self, act: Any) -> None:
-        self.done.append("beside")
-        act()
-
-    def record(self, act: Any) -> None:
-        if self._error:
-            raise self._error
-        self.done.append("record")
-        self._act = act
-
-    def replay(self) -> None:
-        self.done.append("replay")
-        self._act()
-
-
 def _learner(**fields: Any) -> Any:
     generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
     config = _config(kernels="torch", **fields)
@@ -755,7 +734,7 @@ def test_a_captured_step_is_the_step() -> None:
     """Three steps are eager, one is captured, and from then on it is replayed: losses,
     wrong answers and weights are those of eager steps, at every rate."""
     eager, captured = _learner(), _learner()
-    capture = _Again()
+    capture = Again()
     step = graphs.GraphedStep(captured, capture=capture)
     wrong = torch.zeros(2, 2, dtype=torch.int64)
     for number, batch in enumerate(_joint_batches(7)):
@@ -773,13 +752,13 @@ def test_a_captured_step_is_the_step() -> None:
 
 def test_a_step_that_cannot_be_captured_stays_eager() -> None:
     """The run goes on as it began; memory that runs out is for the scheduler."""
-    capture = _Again(error=RuntimeError("operation not permitted when capturing"))
+    capture = Again(error=RuntimeError("operation not permitted when capturing"))
     step = graphs.GraphedStep(_learner(), capture=capture)
     wrong = torch.zeros(2, dtype=torch.int64)
     for batch in _joint_batches(6):
         assert step(batch, learning_rate=0.1, wrong=wrong).isfinite().all()
     assert capture.done == ["beside"] * 6
-    full = _Again(error=torch.OutOfMemoryError("CUDA out of memory"))
+    full = Again(error=torch.OutOfMemoryError("CUDA out of memory"))
     step = graphs.GraphedStep(_learner(), capture=full)
     with pytest.raises(torch.OutOfMemoryError):
         for batch in _joint_batches(4):

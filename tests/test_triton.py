@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from replays import Again
 from torch import Tensor
 
 from resnext_ablate.architecture.names import parse_spec
@@ -290,26 +291,6 @@ def test_a_study_of_tritons_forms_is_refused_on_a_cpu() -> None:
             layers.settle(model, spec.layout(8), kernels="torch", forms=forms)
 
 
-class _Capture:
-    """In place of a CUDA graph: does again what it was told."""
-
-    def __init__(self, *, cannot: bool = False) -> None:
-        self._cannot = cannot
-        self._act: Callable[[], None] | None = None
-
-    def beside(self, act: Callable[[], None]) -> None:
-        act()
-
-    def record(self, act: Callable[[], None]) -> None:
-        if self._cannot:
-            raise RuntimeError("operation not permitted when stream is capturing")
-        self._act = act
-
-    def replay(self) -> None:
-        assert self._act is not None
-        self._act()
-
-
 def _timed(
     acts: Mapping[str, Callable[[], None]],
     *,
@@ -317,6 +298,7 @@ def _timed(
     cannot: bool = False,
 ) -> tuple[dict[str, float], dict[str, int]]:
     """Times by a clock that only acts move, by a second; and how often each ran."""
+    refusal = RuntimeError("operation not permitted when stream is capturing")
     counts = dict.fromkeys(acts, 0)
 
     def counted(name: str) -> None:
@@ -326,7 +308,7 @@ def _timed(
     found = captures.replayed_ms(
         {name: lambda name=name: counted(name) for name in acts},
         reference=reference,
-        capture=lambda: _Capture(cannot=cannot),
+        capture=lambda: Again(error=refusal if cannot else None),
         clock_s=lambda: float(sum(counts.values())),
     )
     return found, counts

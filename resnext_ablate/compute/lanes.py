@@ -313,9 +313,7 @@ def add_to(context: Any, array: Any, place: Any, value: Any) -> Any:
 
     def generate(target: Any, builder: Any, signature: Any, values: Any) -> Any:
         pointer = _pointer(target, builder, signature, values, _DOUBLE, value)
-        exact = builder.fpext(values[2], ir.VectorType(_DOUBLE, value.width))
-        total = builder.fadd(builder.load(pointer, align=8), exact)
-        builder.store(total, pointer, align=8)
+        _add_in_place(builder, pointer, values[2])
         return target.get_dummy_value()
 
     return types.void(array, place, value), generate
@@ -323,23 +321,17 @@ def add_to(context: Any, array: Any, place: Any, value: Any) -> Any:
 
 @intrinsic
 def add_to_rows(context: Any, array: Any, column: Any, values: Any) -> Any:
-    """Adds each of a tuple of lanes to a row of its own of an array (K, L), from a
-    column on."""
-    lanes = values.dtype
+    """Adds each of a tuple of lanes to its own row of (K, L), from a column on."""
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         held = target.make_array(array)(target, builder, given[0])
         kind = _DOUBLE if array.dtype == types.float64 else _FLOAT
+        vector = ir.VectorType(kind, values.dtype.width)
         for row in range(values.count):
             place = [ir.Constant(given[1].type, row), given[1]]
             first = cgutils.get_item_pointer(target, builder, array, held, place)
-            vector = ir.VectorType(kind, lanes.width)
             pointer = builder.bitcast(first, vector.as_pointer())
-            added = builder.extract_value(given[2], row)
-            if kind is _DOUBLE:
-                added = builder.fpext(added, vector)
-            total = builder.fadd(builder.load(pointer, align=4), added)
-            builder.store(total, pointer, align=4)
+            _add_in_place(builder, pointer, builder.extract_value(given[2], row))
         return target.get_dummy_value()
 
     return types.void(array, types.int64, values), generate
@@ -428,6 +420,14 @@ def _pointer(
     indices = cgutils.unpack_tuple(builder, values[1], len(place))
     first = cgutils.get_item_pointer(target, builder, array, held, indices)
     return builder.bitcast(first, ir.VectorType(stored, lanes.width).as_pointer())
+
+
+def _add_in_place(builder: Any, pointer: Any, value: Any) -> None:
+    """Adds float32 lanes to a vector of as many float32 or float64."""
+    held = builder.load(pointer, align=4)
+    if held.type.element is _DOUBLE:
+        value = builder.fpext(value, held.type)
+    builder.store(builder.fadd(held, value), pointer, align=4)
 
 
 def _constant(kind: ir.Type, value: float, lanes: Lanes) -> Any:

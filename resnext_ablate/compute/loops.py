@@ -29,7 +29,7 @@ from resnext_ablate.compute.lanes import (
     where_positive,
     zeros,
 )
-from resnext_ablate.compute.sweep_loops import Sums, everywhere, summed
+from resnext_ablate.compute.traversal_loops import Sums, everywhere, summed
 
 Activations = npt.NDArray[np.uint16] | npt.NDArray[np.float32]
 PerChannel = npt.NDArray[np.float32]
@@ -153,6 +153,15 @@ def no_gradients(grads: PerChannel) -> PerChannel:
     return np.zeros_like(grads)
 
 
+@inlined
+def _norm_of(i: int, j: int, nothing: Any, y: Activations, normed: PerChannel) -> Any:
+    """Values as they are, and normalised."""
+    prefetch(y, (i, j + _AHEAD))
+    scale, offset = load(normed, (2, j), nothing), load(normed, (3, j), nothing)
+    value = load(y, (i, j), nothing)
+    return value, scale * value + offset
+
+
 @everywhere
 def _relu(
     i: int,
@@ -162,9 +171,7 @@ def _relu(
     normed: PerChannel,
     out: Activations,
 ) -> None:
-    prefetch(y, (i, j + _AHEAD))
-    scale, offset = load(normed, (2, j), nothing), load(normed, (3, j), nothing)
-    value = scale * load(y, (i, j), nothing) + offset
+    _, value = _norm_of(i, j, nothing, y, normed)
     store(out, (i, j), where_positive(value, value))
 
 
@@ -230,12 +237,10 @@ def _add_relu_sums(
     y: Activations,
     normed: PerChannel,
 ) -> Any:
-    prefetch(y, (i, j + _AHEAD))
     prefetch(grad, (i, j + _AHEAD))
-    mean, scale = load(normed, (0, j), nothing), load(normed, (2, j), nothing)
-    value, offset = load(y, (i, j), nothing), load(normed, (3, j), nothing)
-    passed = where_positive(scale * value + offset, load(grad, (i, j), nothing))
-    return passed, passed * (value - mean)
+    value, before = _norm_of(i, j, nothing, y, normed)
+    passed = where_positive(before, load(grad, (i, j), nothing))
+    return passed, passed * (value - load(normed, (0, j), nothing))
 
 
 @compiled
@@ -259,12 +264,11 @@ def _relu_backward(
     grads: PerChannel,
     out: Activations,
 ) -> None:
-    prefetch(y, (i, j + _AHEAD))
     prefetch(grad, (i, j + _AHEAD))
-    scale, offset = load(normed, (2, j), nothing), load(normed, (3, j), nothing)
+    value, before = _norm_of(i, j, nothing, y, normed)
+    passed = where_positive(before, load(grad, (i, j), nothing))
     slope, level = load(grads, (2, j), nothing), load(grads, (3, j), nothing)
-    value = load(y, (i, j), nothing)
-    passed = where_positive(scale * value + offset, load(grad, (i, j), nothing))
+    scale = load(normed, (2, j), nothing)
     store(out, (i, j), scale * passed + (slope * value + level))
 
 
