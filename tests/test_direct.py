@@ -1,9 +1,10 @@
-"""Groups by compiled loops: the same convolution, up to rounding."""
+"""Convolutions by compiled loops: the same as torch's, up to rounding."""
 
 import subprocess
 import sys
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -45,18 +46,28 @@ def _exact(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Output and gradients of the same values in float64."""
     features, weight = (t.double().requires_grad_() for t in (features, weight))
-    groups = weight.shape[0] // weight.shape[1]
-    out = F.conv2d(features, weight, None, stride, 1, 1, groups)
+    groups, padding = features.shape[1] // weight.shape[1], weight.shape[2] // 2
+    out = F.conv2d(features, weight, None, stride, padding, 1, groups)
     grads = torch.autograd.grad(out, [features, weight], grad.double())
     return out.detach(), *grads
 
 
 def _check(
-    size: tuple[int, int, int, int], *, width: int, stride: int, dtype: torch.dtype
+    size: tuple[int, int, int, int],
+    *,
+    width: int,
+    stride: int,
+    dtype: torch.dtype,
+    given: int | None = None,
 ) -> None:
-    """Outputs and both gradients of a random convolution, each value."""
+    """Outputs and both gradients of a random convolution, each value.
+
+    It is 3 x 3 in groups of a width, or of single pixels where it puts out channels
+    `given`.
+    """
     features = _values(*size, seed=0, dtype=dtype).requires_grad_()
-    weight = _values(size[1], width, 3, 3, seed=1).float().requires_grad_()
+    kernel = (size[1], width, 3, 3) if given is None else (given, size[1], 1, 1)
+    weight = _values(*kernel, seed=1).float().requires_grad_()
     out = direct.convolve(features, weight, stride=stride)
     grad = _values(*out.shape, seed=2, dtype=dtype)
     out.backward(grad)  # type: ignore[no-untyped-call]
@@ -112,6 +123,52 @@ def test_every_size_is_the_same_convolution(
     _check(size, width=width, stride=stride, dtype=dtype)
 
 
+@needs_dots
+@given(
+    count=st.integers(1, 5),
+    taken=st.integers(16, 70),
+    given=st.integers(16, 70),
+    height=st.integers(1, 20),
+    columns=st.integers(1, 20),
+)
+@settings(max_examples=100, deadline=None)
+def test_every_product_is_the_same_convolution(
+    count: int, taken: int, given: int, height: int, columns: int
+) -> None:
+    """Channels that fill vectors and not, odd ones, pixels that fill no tile, no pair
+    and several blocks."""
+    size = (count, taken, height, columns)
+    _check(size, width=1, stride=1, dtype=torch.bfloat16, given=given)
+
+
+@needs_dots
+@pytest.mark.parametrize(
+    ("taken", "given", "side"), [(16, 64, 9), (64, 33, 7), (40, 16, 23), (17, 20, 1)]
+)
+def test_moments_are_those_of_the_output(taken: int, given: int, side: int) -> None:
+    """Also where a channel lies far from zero: a large mean costs no digits."""
+    features = _values(3, taken, side, side, seed=0)
+    features = features.contiguous(memory_format=torch.channels_last)
+    features[:, 0] = 16.0
+    weight = _values(given, taken, 1, 1, seed=1)
+    weight[5, 0] = 40.0
+    _, moments = direct.forward(features, weight, stride=1)
+    assert moments is not None
+    exact = F.conv2d(features.double(), weight.double()).transpose(0, 1).flatten(1)
+    variance = exact.var(dim=1, unbiased=False).numpy()
+    np.testing.assert_allclose(moments[0], exact.mean(dim=1), rtol=1e-6, atol=1e-5)
+    np.testing.assert_allclose(moments[1], variance, rtol=1e-4)
+
+
+@needs_dots
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("channels", [16, 23, 40, 64])
+def test_one_group_is_the_same_convolution(channels: int, stride: int) -> None:
+    """torch's output, and gradients of the weight and, at stride 2, of the features."""
+    for size in ((3, channels, 9, 10), (2, channels, 4, 5), (1, channels, 1, 3)):
+        _check(size, width=channels, stride=stride, dtype=torch.bfloat16)
+
+
 @each_precision
 def test_large_images_go_in_bands(dtype: torch.dtype) -> None:
     """Rows that do not fit the scratch memory together, and those between two bands."""
@@ -122,13 +179,18 @@ def test_large_images_go_in_bands(dtype: torch.dtype) -> None:
 
 @each_precision
 @pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(("channels", "width"), [(40, 5), (20, 10), (18, 9), (18, 3)])
+@pytest.mark.parametrize(
+    ("channels", "width", "kernel"),
+    [(40, 5, 3), (20, 10, 3), (18, 9, 3), (18, 3, 3), (21, 35, 1), (40, 17, 1)],
+)
 def test_nothing_but_the_image_is_read(
-    channels: int, width: int, stride: int, dtype: torch.dtype
+    channels: int, width: int, kernel: int, stride: int, dtype: torch.dtype
 ) -> None:
     """What lies before and behind the tensors in memory is not a number."""
-    size = (3, channels, 7, 6)
-    weight = _values(channels, width, 3, 3, seed=1, dtype=dtype)
+    if kernel == 1 and (stride > 1 or dtype == torch.float32):
+        pytest.skip("single pixels have no stride, and are torch's in float32")
+    size = (3, channels if kernel == 3 else width, 7, 6)
+    weight = _values(channels, width, kernel, kernel, seed=1, dtype=dtype)
 
     def framed(values: Tensor) -> Tensor:
         around = 4096
@@ -138,20 +200,15 @@ def test_nothing_but_the_image_is_read(
         return inside.copy_(rows).permute(0, 3, 1, 2)
 
     features = framed(_values(*size, seed=0, dtype=dtype))
-    out = direct.forward(features, weight, stride=stride)
+    out, _ = direct.forward(features, weight, stride=stride)
     grad = framed(_values(*out.shape, seed=2, dtype=dtype))
-    about = {"features": features, "stride": stride}
-    found = (
-        out,
-        direct.features_gradient(grad, weight, **about),  # type: ignore[arg-type]
-        direct.weight_gradient(grad, features, weight=weight, stride=stride),
-    )
+    found = (out, *direct.gradients(grad, features, weight, stride=stride))
     assert all(bool(values.isfinite().all()) for values in found)
 
 
 _GUARDED = """
 import ctypes, math, mmap, sys, torch
-from resnext_ablate.compute import bf16_groups, direct, fp32_groups
+from resnext_ablate.compute import bf16_groups, bf16_products, direct, fp32_groups
 
 def room(*size):
     # Between two pages that nobody may touch, behind the first or before the last.
@@ -168,22 +225,26 @@ def room(*size):
     values = torch.frombuffer(pages, dtype=dtype, count=math.prod(size), offset=begin)
     return values.view(size).permute(0, 3, 1, 2)
 
-def empty(like, height, width):
-    return room(len(like), height, width, like.shape[1])
+def empty(like, height, width, *, channels=None):
+    return room(len(like), height, width, channels or like.shape[1])
 
 def drawn(count, channels, height, width):
     return room(count, height, width, channels).normal_()
 
-bf16_groups.empty = fp32_groups.empty = empty
+bf16_groups.empty = bf16_products.empty = fp32_groups.empty = empty
 kept = []
 for channels, width in ((20, 10), (18, 9), (18, 3), (40, 5), (40, 20), (33, 11)):
     for stride in (1, 2):
         features = drawn(3, channels, 7, 6)
         weight = torch.randn(channels, width, 3, 3).to(features.dtype)
-        out = direct.forward(features, weight, stride=stride)
-        grad = drawn(*out.shape)
-        direct.features_gradient(grad, weight, features=features, stride=stride)
-        direct.weight_gradient(grad, features, weight=weight, stride=stride)
+        out, _ = direct.forward(features, weight, stride=stride)
+        direct.gradients(drawn(*out.shape), features, weight, stride=stride)
+has_products = sys.argv[1] == "bfloat16"
+for taken, given in ((16, 16), (17, 40), (40, 17), (33, 65)) * has_products:
+    features = drawn(3, taken, 5, 7)
+    weight = drawn(given, taken, 1, 1)
+    out, _ = direct.forward(features, weight, stride=1)
+    direct.gradients(drawn(*out.shape), features, weight, stride=1)
 print("done", len(kept), flush=True)
 """
 
@@ -196,7 +257,8 @@ def test_no_memory_beside_the_tensors_is_touched(at: str, dtype: torch.dtype) ->
     name = str(dtype).removeprefix("torch.")
     code = [sys.executable, "-c", _GUARDED, name, at]
     end = subprocess.run(code, capture_output=True, text=True, check=False)
-    expected = f"done {6 * 2 * 4}\n"
+    num_products = 4 if dtype == torch.bfloat16 else 0
+    expected = f"done {6 * 2 * 4 + num_products * 5}\n"
     assert end.stdout == expected, (end.returncode, end.stderr[-500:])
 
 
@@ -398,8 +460,8 @@ def _convs(name: str) -> tuple[Conv, ...]:
 
 
 def test_it_is_timed_where_it_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU, in bfloat16 where it has the instruction: 3 x 3, in groups that are
-    enough for a vector."""
+    """On a CPU, in bfloat16 where it has the instruction: 3 x 3, with channels enough
+    for a vector; in float32 in groups alone."""
     for name, expected in (
         ("resnext11-32x1d-t32", True),
         ("resnext11-4x8d-t32", True),
@@ -407,7 +469,8 @@ def test_it_is_timed_where_it_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> N
         ("resnext11-2x17d-t32", True),
         ("resnext11-2x7d-t16", False),
         ("resnext11-4x2d-t16", False),  # Too few channels, in the first stage.
-        ("resnet11-t32", False),
+        ("resnet11-t32", True),
+        ("resnet11-t8", False),
     ):
         conv = next(c for c in _convs(name) if c.kernel_size == 3 and c.in_channels > 3)
         assert has_direct(conv) == expected, name
@@ -415,7 +478,7 @@ def test_it_is_timed_where_it_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> N
             for has_dots in (True, False):
                 monkeypatch.setattr(direct, "HAS_DOTS", has_dots)
                 timed = tuning.candidate_forms(conv, precision=precision, device=CPU)
-                can_be = precision == "fp32" or has_dots
+                can_be = conv.groups > 1 if precision == "fp32" else has_dots
                 assert ("direct" in timed) == (expected and can_be), name
         on_gpu = torch.device("cuda")
         timed = tuning.candidate_forms(conv, precision="bf16", device=on_gpu)
@@ -425,7 +488,7 @@ def test_it_is_timed_where_it_can_be_taken(monkeypatch: pytest.MonkeyPatch) -> N
         if expected:
             layers.settle(build(spec), spec.layout(16), kernels="torch", forms=forms)
         else:
-            with pytest.raises(layers.InputError, match="a 3x3 one in groups, of 16"):
+            with pytest.raises(layers.InputError, match="a 3x3 one, of 16"):
                 layers.settle(
                     build(spec), spec.layout(16), kernels="torch", forms=forms
                 )
@@ -455,7 +518,9 @@ def test_a_form_that_the_cache_does_not_know_is_timed(
         lambda conv, *, batch_size, **about: fake(conv, **about),
     )
     convs = _convs("resnext11-32x1d-t32")
-    direct_ones = {conv_key(conv) for conv in convs if has_direct(conv)}
+    direct_ones = {
+        conv_key(conv) for conv in convs if has_direct(conv) and conv.groups > 1
+    }
 
     def fastest() -> dict[str, str]:
         return tuning.fastest_forms(convs, batch_size=4, precision="fp32", device=CPU)

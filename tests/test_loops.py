@@ -59,7 +59,10 @@ def _normed(y: loops.Activations) -> loops.PerChannel:
     weight = np.linspace(0.5, 1.5, channels, dtype=np.float32)
     bias = np.linspace(-0.3, 0.3, channels, dtype=np.float32)
     averages = np.zeros((2, channels), np.float32)
-    normed: loops.PerChannel = loops.normalise(y, weight, bias, *averages, 0.1, 1e-5)
+    moments = loops.moments(y, channels)
+    normed: loops.PerChannel = loops.normalise(
+        moments, len(y), weight, bias, *averages, 0.1, 1e-5
+    )
     np.testing.assert_allclose(averages[0], 0.1 * normed[0], rtol=1e-6)
     return normed
 

@@ -28,7 +28,7 @@ _BLOCK = 8
 def forward(
     features: Tensor, weight: Tensor, *, stride: int, bias: Tensor | None = None
 ) -> Tensor:
-    """See `direct.forward`."""
+    """As `direct.in_groups`."""
     count, channels, height, width = features.shape
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
     out = empty(features, rows, columns)
@@ -46,7 +46,7 @@ def forward(
 def features_gradient(
     grad: Tensor, weight: Tensor, *, features: Tensor, stride: int
 ) -> Tensor:
-    """See `direct.features_gradient`."""
+    """The gradient of the features, from the dense one of the output."""
     count, channels, height, width = features.shape
     out = empty(features, height, width)
     length = width * channels
@@ -76,7 +76,7 @@ def features_gradient(
 def weight_gradient(
     grad: Tensor, features: Tensor, *, weight: Tensor, stride: int
 ) -> Tensor:
-    """See `direct.weight_gradient`."""
+    """The gradient of a weight in float32, from dense tensors."""
     count, channels, height, width = features.shape
     group_width = weight.shape[1]
     plan = _plan(channels, group_width)
@@ -94,7 +94,7 @@ def weight_gradient(
     lanes = plan.chosen - plan.takers.begins[:, None]
     found = totals.transpose(0, 4, 3, 1, 2)[np.arange(len(lanes))[:, None], lanes]
     out[plan.chosen[:, :, None], plan.slots] = found
-    return torch.from_numpy(out).to(weight.dtype)
+    return torch.from_numpy(out)
 
 
 class _Order(NamedTuple):

@@ -22,8 +22,9 @@ from resnext_ablate.compute.dots import (
     no_sums,
     store_pairs,
 )
-from resnext_ablate.compute.lanes import add_to, compiled, inlined, leaf, part, zeros
+from resnext_ablate.compute.lanes import add_to, compiled, inlined, leaf, zeros
 from resnext_ablate.compute.taps import SIDE
+from resnext_ablate.compute.tiles import aligned
 
 Words = npt.NDArray[np.uint16]
 Pairs = npt.NDArray[np.uint32]
@@ -303,8 +304,8 @@ def weight_gradient(
     image = ((most - 1) * ahead + SIDE) * row
     together = max(1, _PAIRS // (image + most * line)) if most == rows else 1
     piece = together * image
-    values = _aligned((len(takers.firsts) + 1) // 2 * piece)
-    grads = _aligned(together * most * line)
+    values = aligned((len(takers.firsts) + 1) // 2 * piece)
+    grads = aligned(together * most * line)
     for first in range(0, count, 2 * together):
         images = min(together, (count - first + 1) // 2)
         for top in range(0, rows, most):
@@ -321,11 +322,3 @@ def weight_gradient(
                 else:
                     lanes = takers.lanes
                     _add_patch(values, grads, patch, v, lanes, totals, stride)
-
-
-@part
-def _aligned(count: int) -> Pairs:
-    """So many zeros, aligned as vectors are: to read across lines takes longer."""
-    room = np.zeros(count + 2 * SUMS, np.uint32)
-    first = -(room.ctypes.data // 4) % SUMS
-    return room[first : first + count + SUMS]

@@ -114,7 +114,7 @@ class ResidualBlock(nn.Module):
     def _skip_stride(self) -> int:
         """How pixels are skipped before a shortcut that does not stride itself."""
         conv = self._projection()[0] if self.block.projection else None
-        strides = isinstance(conv, Conv2d) and conv.form != "matmul"
+        strides = isinstance(conv, Conv2d) and not conv.is_product
         return 1 if strides else self.block.stride
 
     def _projection(self) -> nn.Sequential:
@@ -148,8 +148,9 @@ class ResidualBlock(nn.Module):
             return functional.pad(own, padding).flatten(1, 2), None
         conv, *norms = self._projection()
         assert isinstance(conv, Conv2d)
-        is_product = conv.form == "matmul"
-        projected: Tensor = conv.pointwise(features) if is_product else conv(features)
+        projected: Tensor = (
+            conv.pointwise(features) if conv.is_product else conv(features)
+        )
         return projected, self._norm(
             f"{_projection_name(self.block)}.1"
         ) if norms else None

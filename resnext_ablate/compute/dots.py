@@ -74,18 +74,18 @@ def add_pixels(
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
-        data = _data(target, builder, signature, given)
+        data = data_of(target, builder, signature, given)
         if shared.count > 1:
-            start, found = builder.add(given[2], given[9]), _everywhere
+            start, found = builder.add(given[2], given[9]), everywhere
         else:
-            index = _load(builder, data(7), builder.add(given[8], given[9]), _WORDS)
+            index = load_bits(builder, data(7), builder.add(given[8], given[9]), _WORDS)
             is_held = _first_lanes(builder, given[6], WORDS)
             start, found = given[2], partial(_permuted, index=index, chosen=is_held)
         row = _Row(sums.count, stride.count, spread.count)
         pointers = _columns(builder, data, given, start, row.columns)
         values = [found(builder, pointer) for pointer in pointers]
-        places = [_plus(builder, given[11], _long(WORDS), tap) for tap in range(SIDE)]
-        factors = [_load(builder, data(10), place, _WORDS) for place in places]
+        places = [plus_times(builder, given[11], WORDS, tap) for tap in range(SIDE)]
+        factors = [load_bits(builder, data(10), place, _WORDS) for place in places]
         return _add_row(builder, row, given[0], values, factors)
 
     int64 = types.int64
@@ -121,7 +121,7 @@ def _add_row(builder: Any, row: _Row, out: Any, values: Any, factors: Any) -> An
         pixel = row.pixel(column, tap)
         if pixel is not None:
             total = builder.extract_value(out, pixel)
-            total = _dot(builder, total, values[column], factors[tap])
+            total = dot(builder, total, values[column], factors[tap])
             out = builder.insert_value(out, total, pixel)
     return out
 
@@ -159,13 +159,13 @@ def store_pixels(
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
-        base = _data(target, builder, signature, given)(0)
+        base = data_of(target, builder, signature, given)(0)
         is_written = [_first_lanes(builder, given[4], SUMS)] * sums.count
         is_written[-1] = _first_lanes(builder, given[5], SUMS)
         for pixel in range(sums.count):
             total = builder.extract_value(given[3], pixel)
             bits = narrowed(builder, total, Lanes(SUMS))
-            place = _plus(builder, given[1], given[2], pixel)
+            place = plus_times(builder, given[1], given[2], pixel)
             pointer = builder.gep(base, [place])
             pointer = builder.bitcast(pointer, bits.type.as_pointer())
             arguments = [bits, pointer, ir.Constant(_INT32, 2), is_written[pixel]]
@@ -205,22 +205,22 @@ def add_taps(
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
-        data = _data(target, builder, signature, given)
+        data = data_of(target, builder, signature, given)
         out, found = given[0], []
-        index = _load(builder, data(7), given[8], _PAIRS)
+        index = load_bits(builder, data(7), given[8], _PAIRS)
         ahead, count = stride.count, columns.literal_value
         for column in range((count - 1) * ahead + SIDE):
-            place = _plus(builder, given[2], _long(SUMS), column)
-            value = _load(builder, data(1), place, _PAIRS)
+            place = plus_times(builder, given[2], SUMS, column)
+            value = load_bits(builder, data(1), place, _PAIRS)
             name = "llvm.x86.avx512.permvar.si.512"
             found.append(_call(builder, name, _PAIRS, [value, index]))
         for column in range(count):
-            place = _plus(builder, given[4], _long(SUMS), column)
-            grad = _load(builder, data(3), place, _PAIRS)
+            place = plus_times(builder, given[4], SUMS, column)
+            grad = load_bits(builder, data(3), place, _PAIRS)
             for tap in range(SIDE):
                 place = column % 2 * SIDE + tap
                 total = builder.extract_value(out, place)
-                total = _dot(builder, total, found[column * ahead + tap], grad)
+                total = dot(builder, total, found[column * ahead + tap], grad)
                 out = builder.insert_value(out, total, place)
         return out
 
@@ -266,20 +266,20 @@ def add_shared_taps(
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
-        data = _data(target, builder, signature, given)
+        data = data_of(target, builder, signature, given)
         row = _Row(columns.count, stride.count, 1)
-        places = [_plus(builder, given[4], _long(SUMS), n) for n in range(row.pixels)]
-        loaded = [_load(builder, data(3), place, _PAIRS) for place in places]
-        starts = [_plus(builder, given[2], _long(SUMS), n) for n in range(row.columns)]
+        places = [plus_times(builder, given[4], SUMS, n) for n in range(row.pixels)]
+        loaded = [load_bits(builder, data(3), place, _PAIRS) for place in places]
+        starts = [plus_times(builder, given[2], SUMS, n) for n in range(row.columns)]
         out, block = given[0], sums.count // SIDE
         for channel, column in product(range(block), range(row.columns)):
             place = builder.add(starts[column], _long(channel))
-            found = _everywhere(builder, builder.gep(data(1), [place]))
+            found = everywhere(builder, builder.gep(data(1), [place]))
             for tap in range(SIDE):
                 pixel, index = row.pixel(column, tap), tap * block + channel
                 if pixel is not None:
                     total = builder.extract_value(out, index)
-                    total = _dot(builder, total, found, loaded[pixel])
+                    total = dot(builder, total, found, loaded[pixel])
                     out = builder.insert_value(out, total, index)
         return out
 
@@ -303,10 +303,10 @@ def store_pairs(
     """
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
-        data = _data(target, builder, signature, given)
+        data = data_of(target, builder, signature, given)
         kind = ir.VectorType(_INT16, SUMS)
         low, high = (
-            builder.zext(_load(builder, data(2), given[n], kind), _PAIRS)
+            builder.zext(load_bits(builder, data(2), given[n], kind), _PAIRS)
             for n in (3, 4)
         )
         high = builder.shl(high, ir.Constant(_PAIRS, [16] * SUMS))
@@ -317,7 +317,7 @@ def store_pairs(
     return types.void(pairs, int64, values, int64, int64), generate
 
 
-def _data(
+def data_of(
     target: Any, builder: Any, signature: Any, given: Any
 ) -> Callable[[int], Any]:
     """Where the values of an argument are that is an array."""
@@ -334,7 +334,7 @@ def _columns(
 ) -> list[Any]:
     """Pointers to so many columns; to zeros for an end that is none."""
     pointers = [
-        builder.gep(data(1), [_plus(builder, start, given[3], column)])
+        builder.gep(data(1), [plus_times(builder, start, given[3], column)])
         for column in range(count)
     ]
     ends = cgutils.unpack_tuple(builder, given[4], 2)
@@ -343,7 +343,9 @@ def _columns(
     return pointers
 
 
-def _plus(builder: Any, start: Any, step: Any, times: int) -> Any:
+def plus_times(builder: Any, start: Any, step: Any, times: int) -> Any:
+    """A place some steps further, each a number or a value of the compiled code."""
+    step = _long(step) if isinstance(step, int) else step
     return builder.add(start, builder.mul(step, _long(times)))
 
 
@@ -351,7 +353,8 @@ def _long(value: int) -> Any:
     return ir.Constant(_INT64, value)
 
 
-def _load(builder: Any, data: Any, place: Any, kind: ir.Type) -> Any:
+def load_bits(builder: Any, data: Any, place: Any, kind: ir.Type) -> Any:
+    """A vector from a place on that need not be aligned."""
     pointer = builder.bitcast(builder.gep(data, [place]), kind.as_pointer())
     return builder.load(pointer, align=2)
 
@@ -362,7 +365,7 @@ def _permuted(builder: Any, pointer: Any, *, index: Any, chosen: Any) -> Any:
     return _call(builder, "llvm.x86.avx512.permvar.hi.512", _WORDS, [values, index])
 
 
-def _everywhere(builder: Any, pointer: Any) -> Any:
+def everywhere(builder: Any, pointer: Any) -> Any:
     """A pair in all places of a vector."""
     pair = builder.load(builder.bitcast(pointer, _INT32.as_pointer()), align=2)
     first = ir.Constant(_INT32, 0)
@@ -397,7 +400,8 @@ def _store(builder: Any, data: Any, place: Any, value: Any) -> None:
     builder.store(value, pointer, align=2)
 
 
-def _dot(builder: Any, total: Any, left: Any, right: Any) -> Any:
+def dot(builder: Any, total: Any, left: Any, right: Any) -> Any:
+    """Sums, and to each the products of a pair of two vectors."""
     name = "llvm.x86.avx512bf16.dpbf16ps.512"
     pairs = [builder.bitcast(value, _BFLOATS) for value in (left, right)]
     return _call(builder, name, _FLOATS, [total, *pairs])

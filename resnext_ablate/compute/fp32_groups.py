@@ -28,7 +28,7 @@ from resnext_ablate.compute.taps import SIDE, TAPS, Taps, corners, givers
 def forward(
     features: Tensor, weight: Tensor, *, stride: int, bias: Tensor | None = None
 ) -> Tensor:
-    """See `direct.forward`."""
+    """As `direct.in_groups`."""
     count, channels, height, width = features.shape
     rows, columns = (height - 1) // stride + 1, (width - 1) // stride + 1
     out = empty(features, rows, columns)
@@ -61,7 +61,7 @@ def forward(
 def features_gradient(
     grad: Tensor, weight: Tensor, *, features: Tensor, stride: int
 ) -> Tensor:
-    """See `direct.features_gradient`."""
+    """The gradient of the features, from the dense one of the output."""
     count, channels, height, width = features.shape
     out = empty(features, height, width)
     begun = corners(height, width, stride)
@@ -95,7 +95,7 @@ def features_gradient(
 def weight_gradient(
     grad: Tensor, features: Tensor, *, weight: Tensor, stride: int
 ) -> Tensor:
-    """See `direct.weight_gradient`."""
+    """The gradient of a weight in float32, from dense tensors."""
     count, channels, height, width = features.shape
     group_width = weight.shape[1]
     vectors, chosen, lanes = _vectors(channels, group_width)
@@ -105,7 +105,7 @@ def weight_gradient(
     out = np.empty(tuple(weight.shape), np.float32)
     vector = np.arange(len(chosen))[:, None]
     out[chosen] = totals.transpose(0, 4, 3, 1, 2)[vector, lanes]
-    return torch.from_numpy(out).to(weight.dtype)
+    return torch.from_numpy(out)
 
 
 class _Order(NamedTuple):

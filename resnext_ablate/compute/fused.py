@@ -22,6 +22,8 @@ from resnext_ablate.compute.loops import Activations
 
 PerChannel = loops.PerChannel | Tensor
 """(4, C), of the device's kind."""
+Moments = loops.PerChannel
+"""(2, C): mean and biased variance of each channel over a batch."""
 
 
 def norm_relu(features: Tensor, norm: nn.BatchNorm2d) -> Tensor:
@@ -110,9 +112,14 @@ class SummedNorms:
     is_skip_normed: bool
 
 
-def relu_forward(features: Tensor, norm: nn.BatchNorm2d) -> tuple[Tensor, PerChannel]:
-    """relu(norm(features)) of dense features, and the norm as `loops.normalise`."""
-    normed = _normalise(features, norm)
+def relu_forward(
+    features: Tensor, norm: nn.BatchNorm2d, *, moments: Moments | None = None
+) -> tuple[Tensor, PerChannel]:
+    """relu(norm(features)) of dense features, and the norm as `loops.normalise`.
+
+    Who knows the moments of the features saves reading them once.
+    """
+    normed = _normalise(features, norm, moments)
     out = torch.empty_like(features)
     _kernels(features).relu(_rows(features), normed, _rows(out))
     return out, normed
@@ -139,11 +146,18 @@ def sum_forward(
     norm: nn.BatchNorm2d,
     skip: Tensor,
     skip_norm: nn.BatchNorm2d | None,
+    *,
+    moments: tuple[Moments | None, Moments | None] = (None, None),
 ) -> tuple[Tensor, SummedNorms]:
-    """relu(norm(features) + skip_norm(skip)) of dense features, and the norms."""
+    """relu(norm(features) + skip_norm(skip)) of dense features, and the norms.
+
+    Moments are those of features and skip, as `relu_forward` takes.
+    """
     kernels = _kernels(features)
-    own = _normalise(features, norm)
-    theirs = _normalise(skip, skip_norm) if skip_norm else kernels.identity(own)
+    own = _normalise(features, norm, moments[0])
+    theirs = kernels.identity(own)
+    if skip_norm:
+        theirs = _normalise(skip, skip_norm, moments[1])
     out = torch.empty_like(features)
     kernels.relu_of_sum(_rows(features), own, _rows(skip), theirs, _rows(out))
     return out, SummedNorms(own, theirs, skip_norm is not None)
@@ -232,7 +246,9 @@ def _kernels(features: Tensor) -> Any:
     return triton_norms
 
 
-def _normalise(features: Tensor, norm: nn.BatchNorm2d) -> PerChannel:
+def _normalise(
+    features: Tensor, norm: nn.BatchNorm2d, moments: Moments | None
+) -> PerChannel:
     """As `loops.normalise`, by and on the tensors of a module."""
     mean, variance, num_batches = (
         norm.running_mean,
@@ -242,16 +258,24 @@ def _normalise(features: Tensor, norm: nn.BatchNorm2d) -> PerChannel:
     assert mean is not None and variance is not None and num_batches is not None
     assert norm.momentum is not None
     tensors = (norm.weight, norm.bias, mean, variance)
-    rows, settings = _rows(features), (norm.momentum, norm.eps)
+    settings = (norm.momentum, norm.eps)
     normed: PerChannel
     if _is_on_cpu(features):
         num_batches.add_(1)  # In place: assigning to a module takes longer.
         arrays = (_values(tensor, (len(tensor),)) for tensor in tensors)
-        normed = loops.normalise(rows, *arrays, *settings)
+        known = moments_of(features) if moments is None else moments
+        normed = loops.normalise(known, _count(features), *arrays, *settings)
     else:
+        rows = _rows(features)
         detached = (tensor.detach() for tensor in tensors)
         normed = _kernels(features).normalise(rows, *detached, num_batches, *settings)
     return normed
+
+
+def moments_of(features: Tensor) -> Moments:
+    """Of dense features on a CPU."""
+    moments: Moments = loops.moments(_rows(features), features.shape[1])
+    return moments
 
 
 @lru_cache(maxsize=64)
@@ -270,10 +294,12 @@ def dense(features: Tensor) -> Tensor:
     return features.contiguous(memory_format=torch.channels_last)
 
 
-def empty(like: Tensor, height: int, width: int) -> Tensor:
-    """Dense (N, C, height, width) of another's kind, batch and channels."""
-    count, channels = like.shape[:2]
-    size = (count, height, width, channels)
+def empty(
+    like: Tensor, height: int, width: int, *, channels: int | None = None
+) -> Tensor:
+    """Dense (N, C, height, width) of another's kind and batch, and of its channels
+    where no others are asked for."""
+    size = (like.shape[0], height, width, channels or like.shape[1])
     return torch.empty(size, dtype=like.dtype).permute(0, 3, 1, 2)
 
 

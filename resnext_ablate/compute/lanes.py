@@ -59,7 +59,7 @@ def compiled(function: Any) -> Any:
 def _made_from() -> str:
     """A digest of all code that compiled loops consist of."""
     folder, digest = Path(__file__).parent, hashlib.blake2b(digest_size=6)
-    for pattern in ("lanes.py", "dots.py", "taps.py", "*loops.py"):
+    for pattern in ("lanes.py", "dots.py", "taps.py", "tiles.py", "*loops.py"):
         for file in sorted(folder.glob(pattern)):
             digest.update(file.read_bytes())
     return digest.hexdigest()

@@ -35,18 +35,26 @@ class Conv2d(nn.Conv2d):
         form: `plain` is torch's; `matmul` multiplies matrices, where the kernel is 1x1;
             `merge4` computes every 4 groups as one dense block, whose weights are zero
             where the groups do not meet; `nchw` and `nchw+merge4` leave channels-last
-            for the convolution; `direct` computes groups by compiled loops of a CPU,
-            and is torch's where those cannot run; `triton` and `triton+merge4` are our
-            own kernels for narrow groups on CUDA.
+            for the convolution; `direct` computes groups, 1x1 convolutions and what
+            trains 3x3 ones by compiled loops of a CPU, and is torch's where those
+            cannot run; `triton` and `triton+merge4` are our own kernels for narrow
+            groups on CUDA.
     """
 
     form: str = "plain"
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it multiplies matrices, of every stride-th pixel."""
+        return self.form == "matmul" or (
+            self.form == "direct" and self.kernel_size == (1, 1)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """Float (N, in, H, W) -> (N, out, H / stride, W / stride)."""
         if self.form == "plain":
             return super().forward(features)
-        if self.form == "matmul":
+        if self.is_product:
             rows, columns = self.stride
             return self.pointwise(features[:, :, ::rows, ::columns])
         if self.form == "direct":
@@ -82,26 +90,36 @@ class Conv2d(nn.Conv2d):
 
     def pointwise(self, features: Tensor) -> Tensor:
         """A 1x1 convolution as a product of matrices, at stride 1."""
+        if self.form == "direct":
+            return self._directly(features)
+        return self._multiplied(features)
+
+    def _multiplied(self, features: Tensor) -> Tensor:
         count, channels, height, width = features.shape
         pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
         out = functional.linear(pixels, self.weight.flatten(1), self.bias)
         return out.view(count, height, width, -1).permute(0, 3, 1, 2)
 
     def _directly(self, features: Tensor) -> Tensor:
-        """Of groups, where the loops can be run."""
+        """By the loops, where they can be run."""
         # Imported here because few who build a net train it this way.
         from resnext_ablate.compute import direct, fused
 
         features = _autocast(features)
-        if not direct.is_possible(features):
+        is_training = torch.is_grad_enabled()
+        # In one group it is the gradients that cost torch more.
+        is_better = is_training or self.groups > 1
+        if not (is_better and direct.is_possible(features, groups=self.groups)):
+            if self.is_product:
+                return self._multiplied(features)
             return super().forward(features)
-        stride = self.stride[0]
-        if torch.is_grad_enabled():
+        stride = 1 if self.is_product else self.stride[0]
+        if is_training:
             out = direct.convolve(features, self.weight, stride=stride)
             return self._with_bias(out)
         weight, bias = self.weight.to(features.dtype), self.bias
         features = fused.dense(features)
-        return direct.forward(features, weight, stride=stride, bias=bias)
+        return direct.in_groups(features, weight, stride=stride, bias=bias)
 
     def _with_bias(self, out: Tensor) -> Tensor:
         """With the bias that some nets have."""
@@ -321,19 +339,19 @@ def _check_form(conv: Conv, form: str) -> None:
     if not fits:
         raise InputError(
             f"train.conv_forms: {conv_key(conv)!r} has no form {form!r}; merge2 needs "
-            "groups in pairs, matmul a 1x1 convolution in one group, and direct a 3x3 "
-            f"one in groups, of {_FEWEST_DIRECT} channels or more."
+            "groups in pairs, matmul a 1x1 convolution in one group, and direct that "
+            f"or a 3x3 one, of {_FEWEST_DIRECT} channels or more."
         )
 
 
 def has_direct(conv: Conv) -> bool:
     """Whether the form `direct` knows a shape."""
-    return (
-        conv.kernel_size == 3
-        and conv.groups > 1
-        and conv.in_channels == conv.out_channels >= _FEWEST_DIRECT
-        and conv.stride <= 2
-    )
+    if min(conv.in_channels, conv.out_channels) < _FEWEST_DIRECT:
+        return False
+    if conv.kernel_size == 1:
+        return conv.groups == 1
+    is_square = conv.in_channels == conv.out_channels
+    return conv.kernel_size == 3 and is_square and conv.stride <= 2
 
 
 def _check_device(conv: Conv, module: Conv2d) -> None:

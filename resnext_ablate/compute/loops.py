@@ -68,10 +68,10 @@ def _add_moments(i: int, j: int, nothing: Any, y: Activations, around: Any) -> A
     return value, value * value
 
 
-@part
-def _moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
-    """Writes mean and biased variance of each channel."""
-    length, num_channels = y.shape[1], len(mean)
+@compiled
+def moments(y: Activations, num_channels: int) -> PerChannel:
+    """(2, C): mean and biased variance of each channel."""
+    length = y.shape[1]
     # Around a pixel's values, so that a large mean costs no digits of the variance.
     origin = np.empty((1, num_channels), np.float32)
     for c in range(num_channels):
@@ -80,15 +80,18 @@ def _moments(y: Activations, mean: PerChannel, variance: PerChannel) -> None:
     _add_moments(y.shape, (y, _tiled(origin, length)), by_column)
     sums = _by_channel(by_column, num_channels)
     count = y.size // num_channels
+    out = np.empty((2, num_channels), np.float32)
     for c in range(num_channels):
         shift = sums[0, c] / count
-        mean[c] = origin[0, c] + shift
-        variance[c] = sums[1, c] / count - shift * shift
+        out[0, c] = origin[0, c] + shift
+        out[1, c] = sums[1, c] / count - shift * shift
+    return out
 
 
 @compiled
 def normalise(
-    y: Activations,
+    moments: PerChannel,
+    count: int,
     weight: PerChannel,
     bias: PerChannel,
     running_mean: PerChannel,
@@ -98,16 +101,19 @@ def normalise(
 ) -> PerChannel:
     """A batch norm on a batch, as the affine map that it is; moves running averages.
 
+    Args:
+        moments: of what it normalises, as `moments` returns.
+        count: values of a channel.
+        weight, bias, running_mean, running_variance, momentum, epsilon: its own.
+
     Returns:
         (4, C): mean, 1 / standard deviation, scale and offset of each channel.
     """
     num_channels = len(weight)
     normed = np.empty((4, num_channels), np.float32)
     mean, inverse_std, scale, offset = normed[0], normed[1], normed[2], normed[3]
-    _moments(y, mean, inverse_std)
-    count = y.size // num_channels
     for c in range(num_channels):
-        variance = np.float64(inverse_std[c])
+        mean[c], variance = moments[0, c], np.float64(moments[1, c])
         unbiased = variance * count / max(1, count - 1)
         running_mean[c] += momentum * (mean[c] - running_mean[c])
         running_variance[c] += momentum * (unbiased - running_variance[c])

@@ -45,7 +45,16 @@ def is_possible(main: Sequence[Layer], projection: Layer | None) -> bool:
     return all(
         norm.is_fused and conv.bias is None and "nchw" not in conv.form
         for conv, norm in layers
-    ) and all(conv.stride == (1, 1) or conv.form != "matmul" for conv, _ in main)
+    ) and all(conv.stride == (1, 1) or not conv.is_product for conv, _ in main)
+
+
+def act(conv: Conv2d, features: Tensor) -> None:
+    """What a block does for a convolution, forward and backward, and for the norm
+    behind it as far as that depends on the form."""
+    step = _convolve(conv, features)
+    if step.moments is None and features.is_cpu:
+        fused.moments_of(step.out)
+    _gradients(step, step.out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,8 @@ class _Convolved:
     features: Tensor
     weight: Tensor
     out: Tensor
+    moments: fused.Moments | None = None
+    """Of the output, where they are known."""
 
 
 class _Block(torch.autograd.Function):
@@ -73,7 +84,7 @@ class _Block(torch.autograd.Function):
         ctx.inner = []
         for conv, norm in main[:-1]:
             step = _convolve(conv, inner)
-            inner, normed = fused.relu_forward(step.out, norm)
+            inner, normed = fused.relu_forward(step.out, norm, moments=step.moments)
             ctx.inner.append((step, normed))
         conv, norm = main[-1]
         last, skip, skip_norm = _convolve(conv, inner), None, None
@@ -81,7 +92,10 @@ class _Block(torch.autograd.Function):
             conv, skip_norm = layers[-1]
             skip = _convolve(conv, features)
         skip_out = skip.out if skip else features
-        out, norms = fused.sum_forward(last.out, norm, skip_out, skip_norm)
+        moments = (last.moments, skip.moments if skip else None)
+        out, norms = fused.sum_forward(
+            last.out, norm, skip_out, skip_norm, moments=moments
+        )
         ctx.end = (last, skip, skip_out, norms)
         return out
 
@@ -99,7 +113,7 @@ class _Block(torch.autograd.Function):
         if skip:
             skip_grad, weight_grad = _gradients(skip, skip_grad)
             grads = [weight_grad, *skip_affine]
-            stride = skip.conv.stride[0] if skip.conv.form == "matmul" else 1
+            stride = skip.conv.stride[0] if skip.conv.is_product else 1
             del skip
         grad, weight_grad = _gradients(step, grad)
         grads = [weight_grad, *affine, *grads]
@@ -114,17 +128,18 @@ class _Block(torch.autograd.Function):
 
 def _convolve(conv: Conv2d, features: Tensor) -> _Convolved:
     weight = conv.weight.detach().to(features.dtype)
-    if conv.form == "matmul":
+    if conv.is_product:
         rows, columns = conv.stride
         features = fused.dense(features[:, :, ::rows, ::columns])
+    if _is_direct(conv, features):
+        out, moments = direct.forward(features, weight, stride=_stride(conv))
+        return _Convolved(conv, features, weight, out, moments)
+    if conv.is_product:
         weight = weight.flatten(1)
         pixels = fused.pixels(features)
         out = torch.mm(pixels, weight.t())
         count, _, height, width = features.shape
         out = out.view(count, height, width, -1).permute(0, 3, 1, 2)
-        return _Convolved(conv, features, weight, out)
-    if _is_direct(conv, features):
-        out = direct.forward(features, weight, stride=conv.stride[0])
         return _Convolved(conv, features, weight, out)
     merged = _merged(conv)
     if merged > 1:
@@ -149,7 +164,12 @@ def _convolve(conv: Conv2d, features: Tensor) -> _Convolved:
 def _gradients(step: _Convolved, grad: Tensor) -> tuple[Tensor, Tensor]:
     """Of the features that a convolution saw, and of its own weight."""
     conv = step.conv
-    if conv.form == "matmul":
+    if _is_direct(conv, step.features):
+        features_grad, weight_grad = direct.gradients(
+            grad, step.features, step.weight, stride=_stride(conv)
+        )
+        return features_grad, weight_grad.to(conv.weight.dtype)
+    if conv.is_product:
         pixels, given = fused.pixels(step.features), fused.pixels(grad)
         count, _, height, width = step.features.shape
         out = torch.mm(given, step.weight).view(count, height, width, -1)
@@ -160,12 +180,6 @@ def _gradients(step: _Convolved, grad: Tensor) -> tuple[Tensor, Tensor]:
         )
         weight_grad = product.to(conv.weight.dtype).reshape(conv.weight.shape)
         return out.permute(0, 3, 1, 2), weight_grad
-    if _is_direct(conv, step.features):
-        saw, stride = step.features, conv.stride[0]
-        return (
-            direct.features_gradient(grad, step.weight, features=saw, stride=stride),
-            direct.weight_gradient(grad, saw, weight=conv.weight, stride=stride),
-        )
     merged = _merged(conv)
     if "triton" in conv.form:
         return _triton_gradients(step, grad, merged=merged)
@@ -188,7 +202,12 @@ def _gradients(step: _Convolved, grad: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _is_direct(conv: Conv2d, features: Tensor) -> bool:
-    return conv.form == "direct" and direct.is_possible(features)
+    return conv.form == "direct" and direct.is_possible(features, groups=conv.groups)
+
+
+def _stride(conv: Conv2d) -> int:
+    """Of the pixels that a product has left, or of those that it has not."""
+    return 1 if conv.is_product else conv.stride[0]
 
 
 def _triton_gradients(

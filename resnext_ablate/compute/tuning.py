@@ -221,8 +221,7 @@ def fastest_forms(
         return {**known, **{key: one(conv) for key, conv in missing.items()}}
 
     about = {"what": "forms", "batch": str(batch_size), "precision": precision}
-    if device.type == "cuda":
-        about["as"] = "replayed"
+    about["as"] = "replayed" if device.type == "cuda" else "in a block"
     with hardware.one_thread():
         found = kept({**about, **machine(device)}, completed)
     return {key: _choice(found[key]) for key in shapes}
@@ -232,8 +231,9 @@ def candidate_forms(
     conv: Conv, *, precision: Precision, device: torch.device
 ) -> tuple[str, ...]:
     """The forms that may be fastest for a shape, torch's own first."""
+    own = _direct_form(conv, precision=precision, device=device)
     if conv.kernel_size == 1 and conv.groups == 1:
-        return ("plain", "matmul")
+        return ("plain", "matmul", *own)
     width = max(conv.in_channels, conv.out_channels) // conv.groups
     own_groups = conv.groups // conv.copies  # Seeds are never merged.
     merges = [
@@ -241,17 +241,24 @@ def candidate_forms(
         for merged in range(2, own_groups + 1)
         if own_groups % merged == 0 and merged * width <= _WIDEST_BLOCK
     ]
-    if device.type == "cpu" and has_direct(conv):
-        # Imported here because it brings a compiler.
-        from resnext_ablate.compute.direct import is_precision_possible
-
-        can_be = is_precision_possible(hardware.DTYPES[precision])
-        return ("plain", *merges, *(["direct"] if can_be else []))
     if device.type != "cuda" or conv.groups == 1:
-        return ("plain", *merges)
+        return ("plain", *merges, *own)
     # Half of the group widths are slow in one layout, the other half in the other.
     both = ("plain", *merges, "nchw", *(f"nchw+{merge}" for merge in merges))
     return (*both, *_triton_forms(width, own_groups)) if has_triton() else both
+
+
+def _direct_form(
+    conv: Conv, *, precision: Precision, device: torch.device
+) -> list[str]:
+    """That of the loops, where a CPU has what they need."""
+    if device.type != "cpu" or not has_direct(conv):
+        return []
+    # Imported here because it brings a compiler.
+    from resnext_ablate.compute.direct import is_precision_possible
+
+    can_be = is_precision_possible(hardware.DTYPES[precision], groups=conv.groups)
+    return ["direct"] if can_be else []
 
 
 def _triton_forms(width: int, groups: int) -> list[str]:
@@ -295,12 +302,16 @@ def _times_ms(
     forms = candidate_forms(conv, precision=precision, device=device)
     if device.type == "cuda":
         return _device_times_ms(module, features, forms=forms, device=device)
+    # Imported here because it brings a compiler.
+    from resnext_ablate.compute import residual
+
+    features = features.detach()
     best = dict.fromkeys(forms, float("inf"))
     for _ in range(1 + _ROUNDS):
         for form in forms:
             module.form = form
             start = _clock_s(device)
-            _step(module, features)
+            residual.act(module, features)
             best[form] = min(best[form], 1000 * (_clock_s(device) - start))
     return best
 
@@ -334,18 +345,12 @@ def _differentiated(outputs: Tensor, features: Tensor, module: nn.Module) -> Non
     torch.autograd.grad(outputs, wanted, torch.ones_like(outputs))
 
 
-def _step(conv: Conv2d, features: Tensor) -> None:
-    """Forward and backward, as a block calls it."""
-    outputs, _ = _forward(conv, features)
-    torch.autograd.backward(outputs, torch.ones_like(outputs))
-
-
 def _forward(conv: Conv2d, features: Tensor) -> tuple[Tensor, Tensor]:
     """The output, and the leaf that it is made from."""
     is_bf16 = features.dtype == torch.bfloat16
     kind = features.device.type
     with torch.autocast(kind, dtype=torch.bfloat16, enabled=is_bf16):
-        if conv.form == "matmul":
+        if conv.is_product:
             # The fork before a shortcut skips pixels, and adds gradients at no cost.
             rows, columns = conv.stride
             thinned = features.detach()[:, :, ::rows, ::columns]
