@@ -33,7 +33,7 @@ Totals = npt.NDArray[np.float64]
 Vectors = tuple[int, ...]
 """As many numbers as a tile has vectors, which tells the compiler."""
 
-_ROWS = (0,) * 8
+ROWS = (0,) * 8
 """Of a tile; its first numbers serve as well as any."""
 _BLOCK = 256
 """Pixels."""
@@ -48,8 +48,10 @@ class Product(NamedTuple):
     """Channels of a pixel that is multiplied."""
     given: int
     """Channels of the result."""
+    whole: int
+    """Tiles of a row; behind them may be one vector more."""
     factors: Pairs
-    """Flat (tiles of a row, pairs of those taken, lanes)."""
+    """Flat (tiles and vector, pairs of those taken, lanes)."""
 
 
 @leaf
@@ -62,19 +64,22 @@ def _begin(tile: int, width: int, count: int) -> int:
 def _product(weight: Words, taken: int, vectors: Vectors) -> Product:
     """Of a flat matrix (taken, given)."""
     given, width, half = len(weight) // taken, len(vectors) * SUMS, (taken + 1) // 2
-    factors = aligned(-(-given // width) * half * width)
+    whole = (given + width - SUMS - 1) // width
+    has_more = whole * width < given
+    factors = aligned((whole * width + has_more * SUMS) * half)
     to = 0
-    for tile in range(-(-given // width)):
-        begin = _begin(tile, width, given)
+    for tile in range(whole + has_more):
+        size = width if tile < whole else SUMS
+        begin = _begin(tile, width, given) if tile < whole else given - SUMS
         for pair in range(half):
             at = min(2 * pair, taken - 2) * given + begin
-            for lane in range(0, width, SUMS):
+            for lane in range(0, size, SUMS):
                 store_pairs(factors, to + lane, weight, at + lane, at + given + lane)
                 if 2 * pair > taken - 2:  # The first of these two has been taken.
                     for n in range(to + lane, to + lane + SUMS):
                         factors[n] &= np.uint32(0xFFFF0000)
-            to += width
-    return Product(taken, given, factors)
+            to += size
+    return Product(taken, given, whole, factors)
 
 
 @inlined
@@ -106,15 +111,23 @@ def _row_of_tiles(
 ) -> None:
     """All channels of as many pixels as the tuple has numbers."""
     taken, given, width = product.taken, product.given, len(vectors) * SUMS
-    size = (taken + 1) // 2 * width
-    for tile in range(-(-given // width)):
-        sums = _tile(pixels, pixel * taken, product, tile * size, vectors, rows)
+    first, size, one = pixel * taken, (taken + 1) // 2 * width, (0,)
+    for tile in range(product.whole):
+        sums = _tile(pixels, first, product, tile * size, vectors, rows)
         place = pixel * given + _begin(tile, width, given)
         store_tile(out, place, given, sums, vectors)
         if len(lines):
             if pixel == 0:
                 keep_origin(lines, 3 * width * tile, sums, vectors)
             add_moments(lines, 3 * width * tile, sums, vectors)
+    if product.whole * width < given:
+        line = 3 * width * product.whole
+        rest = _tile(pixels, first, product, product.whole * size, one, rows)
+        store_tile(out, pixel * given + given - SUMS, given, rest, one)
+        if len(lines):
+            if pixel == 0:
+                keep_origin(lines, line, rest, one)
+            add_moments(lines, line, rest, one)
 
 
 @leaf
@@ -129,23 +142,23 @@ def _multiply(
     """Writes some pixels of the result, and adds up their moments.
 
     Args:
-        lines: as `add_moments` takes, of each tile; empty where nobody asks for any.
+        lines: as `add_moments` takes, of each vector; empty where nobody asks.
     """
     first, end = span
-    whole = end - (end - first) % len(_ROWS)
-    for pixel in range(first, whole, len(_ROWS)):
-        _row_of_tiles(pixels, pixel, product, out, lines, vectors, _ROWS)
+    whole = end - (end - first) % len(ROWS)
+    for pixel in range(first, whole, len(ROWS)):
+        _row_of_tiles(pixels, pixel, product, out, lines, vectors, ROWS)
     for pixel in range(whole, end):
         _row_of_tiles(pixels, pixel, product, out, lines, vectors, (0,))
 
 
 @leaf
-def _gather(lines: Floats, width: int, totals: Totals) -> None:
-    """Moves the sums of lines to totals, (tiles, 2, lanes)."""
-    for tile in range(len(totals)):
-        for n in range(2 * width):
-            at = (3 * tile + 1) * width + n
-            totals[tile, n // width, n % width] += lines[at]
+def _gather(lines: Floats, totals: Totals) -> None:
+    """Moves the sums of lines to totals, (vectors, 2, `SUMS`)."""
+    for v in range(len(totals)):
+        for n in range(2 * SUMS):
+            at = (3 * v + 1) * SUMS + n
+            totals[v, n // SUMS, n % SUMS] += lines[at]
             lines[at] = 0
 
 
@@ -169,22 +182,24 @@ def multiply(
         moments: (2, given), mean and biased variance of each channel before it is
             rounded; or nothing, (2, 0).
     """
-    product, width = _product(weight, taken, vectors), len(vectors) * SUMS
-    given, count = product.given, len(pixels) // taken
-    num_tiles = -(-given // width) if moments.size else 0
-    lines = np.zeros(3 * num_tiles * width, np.float32)
-    totals = np.zeros((num_tiles, 2, width))
+    product, count = _product(weight, taken, vectors), len(pixels) // taken
+    given, in_tiles = product.given, product.whole * len(vectors)
+    num_vectors = in_tiles + (in_tiles * SUMS < given) if moments.size else 0
+    lines = np.zeros(3 * num_vectors * SUMS, np.float32)
+    totals = np.zeros((num_vectors, 2, SUMS))
     for first in range(0, count, _BLOCK):
         span = (first, min(first + _BLOCK, count))
         _multiply(pixels, span, product, out, lines, vectors)
-        _gather(lines, width, totals)
-    for tile in range(num_tiles):
-        for n in range(width):
-            shift = totals[tile, 0, n] / count
-            square = totals[tile, 1, n] / count
-            channel = _begin(tile, width, given) + n
-            moments[0, channel] = lines[3 * tile * width + n] + shift
-            moments[1, channel] = square - shift * shift
+        _gather(lines, totals)
+    for v in range(num_vectors):
+        tile, inside = v // len(vectors), v % len(vectors) * SUMS
+        begin = _begin(tile, len(vectors) * SUMS, given) + inside
+        if v == in_tiles:
+            begin = given - SUMS
+        for n in range(SUMS):
+            shift, square = totals[v, 0, n] / count, totals[v, 1, n] / count
+            moments[0, begin + n] = lines[3 * v * SUMS + n] + shift
+            moments[1, begin + n] = square - shift * shift
 
 
 @leaf
@@ -245,8 +260,8 @@ def _add_block(
     for tile in range(totals.shape[0]):
         lane = _begin(tile, width, lanes.channels)
         for block in range(totals.shape[1]):
-            row = _begin(block, len(_ROWS), rows.channels)
-            sums = no_tile(vectors, _ROWS)
+            row = _begin(block, len(ROWS), rows.channels)
+            sums = no_tile(vectors, ROWS)
             for n in range(count):
                 at, lanes_at = n * rows.channels + row, n * lanes.channels + lane
                 sums = add_tile(sums, rows.pairs, at, 1, lanes.pairs, lanes_at, vectors)
@@ -305,8 +320,8 @@ def gradients(
     come = _Side(grad, given, aligned(_BLOCK // 2 * given))
     lanes, rows = (come, seen) if by_grad else (seen, come)
     width = len(vectors[1]) * SUMS
-    tiles = (-(-lanes.channels // width), -(-rows.channels // len(_ROWS)))
-    totals = np.zeros((tiles[0], tiles[1], len(_ROWS), width))
+    tiles = (-(-lanes.channels // width), -(-rows.channels // len(ROWS)))
+    totals = np.zeros((tiles[0], tiles[1], len(ROWS), width))
     nothing, count = np.zeros(0, np.float32), len(pixels) // taken
     for first in range(0, count, _BLOCK):
         span = (first, min(first + _BLOCK, count))

@@ -17,8 +17,6 @@ from resnext_ablate.compute.bf16_product_loops import Vectors
 from resnext_ablate.compute.dots import SUMS
 from resnext_ablate.compute.fused import Moments, empty, flat
 
-_ROWS = 8
-"""Of a tile."""
 _SLOWER = 1.35
 """Tiles of one vector, beside those of two, for as many products."""
 
@@ -68,7 +66,8 @@ def _lanes(taken: int, given: int) -> tuple[bool, Vectors]:
     for by_grad, lanes, rows in ((False, taken, given), (True, given, taken)):
         vectors = _vectors(lanes)
         width = len(vectors) * SUMS
-        products = -(-lanes // width) * width * -(-rows // _ROWS) * _ROWS
+        height = len(loops.ROWS)
+        products = -(-lanes // width) * width * -(-rows // height) * height
         cost = products * (_SLOWER if len(vectors) == 1 else 1)
         costs[by_grad, vectors] = cost
     return min(costs, key=lambda each: costs[each])

@@ -113,12 +113,12 @@ def store_tile(
 
 @intrinsic
 def keep_origin(context: Any, lines: Any, start: Any, sums: Any, vectors: Any) -> Any:
-    """Writes the first row of a tile to flat float32."""
+    """Writes the first row of a tile as `add_moments` takes origins."""
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         data = data_of(target, builder, signature, given)(0)
         for v in range(vectors.count):
-            pointer = _line(builder, data, given[1], v)
+            pointer = _line(builder, data, given[1], 3 * v)
             builder.store(builder.extract_value(given[2], v), pointer, align=4)
         return target.get_dummy_value()
 
@@ -130,8 +130,8 @@ def add_moments(context: Any, lines: Any, start: Any, sums: Any, vectors: Any) -
     """Adds up the rows of a tile, and their squares, from an origin on.
 
     Args:
-        lines: flat float32; from `start` on the origin of each lane of the vectors,
-            then their sums, then their squares'.
+        lines: flat float32; from `start` on those of each vector: the origin of each
+            lane, the sums, and the sums of squares.
         start: where these are.
         sums: as `add_tile` returns.
         vectors: as it takes.
@@ -142,7 +142,7 @@ def add_moments(context: Any, lines: Any, start: Any, sums: Any, vectors: Any) -
         contract = {"flags": ("contract",)}
         for v in range(count):
             origin, *places = (
-                _line(builder, data, given[1], kind * count + v) for kind in range(3)
+                _line(builder, data, given[1], 3 * v + kind) for kind in range(3)
             )
             origin = builder.load(origin, align=4)
             total, squares = (builder.load(place, align=4) for place in places)
