@@ -37,8 +37,6 @@ ROWS = (0,) * 8
 """Of a tile; its first numbers serve as well as any."""
 _BLOCK = 256
 """Pixels."""
-_LINE = 32
-"""Values that memory is asked for at a time."""
 
 
 class Product(NamedTuple):
@@ -100,6 +98,25 @@ def _tile(
 
 
 @inlined
+def _put(
+    out: Words,
+    pixel: int,
+    given: int,
+    channel: int,
+    lines: Floats,
+    line: int,
+    sums: Any,
+    vectors: Vectors,
+) -> None:
+    """Writes a tile from a pixel and a channel on, and adds up its moments."""
+    store_tile(out, pixel * given + channel, given, sums, vectors)
+    if len(lines):
+        if pixel == 0:
+            keep_origin(lines, line, sums, vectors)
+        add_moments(lines, line, sums, vectors)
+
+
+@inlined
 def _row_of_tiles(
     pixels: Words,
     pixel: int,
@@ -114,20 +131,12 @@ def _row_of_tiles(
     first, size, one = pixel * taken, (taken + 1) // 2 * width, (0,)
     for tile in range(product.whole):
         sums = _tile(pixels, first, product, tile * size, vectors, rows)
-        place = pixel * given + _begin(tile, width, given)
-        store_tile(out, place, given, sums, vectors)
-        if len(lines):
-            if pixel == 0:
-                keep_origin(lines, 3 * width * tile, sums, vectors)
-            add_moments(lines, 3 * width * tile, sums, vectors)
+        channel, line = _begin(tile, width, given), 3 * width * tile
+        _put(out, pixel, given, channel, lines, line, sums, vectors)
     if product.whole * width < given:
-        line = 3 * width * product.whole
         rest = _tile(pixels, first, product, product.whole * size, one, rows)
-        store_tile(out, pixel * given + given - SUMS, given, rest, one)
-        if len(lines):
-            if pixel == 0:
-                keep_origin(lines, line, rest, one)
-            add_moments(lines, line, rest, one)
+        channel, line = given - SUMS, 3 * width * product.whole
+        _put(out, pixel, given, channel, lines, line, rest, one)
 
 
 @leaf
@@ -180,11 +189,11 @@ def multiply(
         vectors: of a tile; given must fill them.
         out: flat (P, given).
         moments: (2, given), mean and biased variance of each channel before it is
-            rounded; or nothing, (2, 0).
+            rounded.
     """
     product, count = _product(weight, taken, vectors), len(pixels) // taken
     given, in_tiles = product.given, product.whole * len(vectors)
-    num_vectors = in_tiles + (in_tiles * SUMS < given) if moments.size else 0
+    num_vectors = in_tiles + (in_tiles * SUMS < given)
     lines = np.zeros(3 * num_vectors * SUMS, np.float32)
     totals = np.zeros((num_vectors, 2, SUMS))
     for first in range(0, count, _BLOCK):
@@ -194,8 +203,7 @@ def multiply(
     for v in range(num_vectors):
         tile, inside = v // len(vectors), v % len(vectors) * SUMS
         begin = _begin(tile, len(vectors) * SUMS, given) + inside
-        if v == in_tiles:
-            begin = given - SUMS
+        begin = given - SUMS if v == in_tiles else begin
         for n in range(SUMS):
             shift, square = totals[v, 0, n] / count, totals[v, 1, n] / count
             moments[0, begin + n] = lines[3 * v * SUMS + n] + shift
