@@ -92,9 +92,6 @@ class Conv2d(nn.Conv2d):
         """A 1x1 convolution as a product of matrices, at stride 1."""
         if self.form == "direct":
             return self._directly(features)
-        return self._multiplied(features)
-
-    def _multiplied(self, features: Tensor) -> Tensor:
         count, channels, height, width = features.shape
         pixels = features.permute(0, 2, 3, 1).reshape(-1, channels)
         out = functional.linear(pixels, self.weight.flatten(1), self.bias)
@@ -110,9 +107,16 @@ class Conv2d(nn.Conv2d):
         # In one group it is the gradients that cost torch more.
         is_better = is_training or self.groups > 1
         if not (is_better and direct.is_possible(features, groups=self.groups)):
-            if self.is_product:
-                return self._multiplied(features)
-            return super().forward(features)
+            # Of a product pixels have been left out already.
+            stride = (1, 1) if self.is_product else self.stride
+            return functional.conv2d(
+                features,
+                self.weight,
+                self.bias,
+                stride,
+                self.padding,
+                groups=self.groups,
+            )
         stride = 1 if self.is_product else self.stride[0]
         if is_training:
             out = direct.convolve(features, self.weight, stride=stride)
