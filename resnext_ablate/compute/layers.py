@@ -107,16 +107,9 @@ class Conv2d(nn.Conv2d):
         # In one group it is the gradients that cost torch more.
         is_better = is_training or self.groups > 1
         if not (is_better and direct.is_possible(features, groups=self.groups)):
-            # Of a product pixels have been left out already.
-            stride = (1, 1) if self.is_product else self.stride
-            return functional.conv2d(
-                features,
-                self.weight,
-                self.bias,
-                stride,
-                self.padding,
-                groups=self.groups,
-            )
+            if self.is_product:  # Its stride has left out pixels already.
+                return functional.conv2d(features, self.weight, self.bias)
+            return super().forward(features)
         stride = 1 if self.is_product else self.stride[0]
         if is_training:
             out = direct.convolve(features, self.weight, stride=stride)
