@@ -177,20 +177,10 @@ def test_large_images_go_in_bands(dtype: torch.dtype) -> None:
     _check((1, 40, 9, 300), width=20, stride=1, dtype=dtype)
 
 
-@each_precision
-@pytest.mark.parametrize("stride", [1, 2])
-@pytest.mark.parametrize(
-    ("channels", "width", "kernel"),
-    [(40, 5, 3), (20, 10, 3), (18, 9, 3), (18, 3, 3), (21, 35, 1), (40, 17, 1)],
-)
-def test_nothing_but_the_image_is_read(
-    channels: int, width: int, kernel: int, stride: int, dtype: torch.dtype
-) -> None:
-    """What lies before and behind the tensors in memory is not a number."""
-    if kernel == 1 and (stride > 1 or dtype == torch.float32):
-        pytest.skip("single pixels have no stride, and are torch's in float32")
-    size = (3, channels if kernel == 3 else width, 7, 6)
-    weight = _values(channels, width, kernel, kernel, seed=1, dtype=dtype)
+def _reads_nothing_beside(
+    weight: Tensor, *, taken: int, stride: int, dtype: torch.dtype
+) -> bool:
+    """Whether all results are numbers where none lies around features and gradient."""
 
     def framed(values: Tensor) -> Tensor:
         around = 4096
@@ -199,11 +189,31 @@ def test_nothing_but_the_image_is_read(
         inside = room[around:-around].view(rows.shape)
         return inside.copy_(rows).permute(0, 3, 1, 2)
 
-    features = framed(_values(*size, seed=0, dtype=dtype))
+    features = framed(_values(3, taken, 7, 6, seed=0, dtype=dtype))
     out, _ = direct.forward(features, weight, stride=stride)
     grad = framed(_values(*out.shape, seed=2, dtype=dtype))
     found = (out, *direct.gradients(grad, features, weight, stride=stride))
-    assert all(bool(values.isfinite().all()) for values in found)
+    return all(bool(values.isfinite().all()) for values in found)
+
+
+@each_precision
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(("channels", "width"), [(40, 5), (20, 10), (18, 9), (18, 3)])
+def test_nothing_but_the_image_is_read(
+    channels: int, width: int, stride: int, dtype: torch.dtype
+) -> None:
+    """What lies before and behind the tensors in memory is not a number."""
+    weight = _values(channels, width, 3, 3, seed=1, dtype=dtype)
+    assert _reads_nothing_beside(weight, taken=channels, stride=stride, dtype=dtype)
+
+
+@needs_dots
+@pytest.mark.parametrize(("taken", "given"), [(16, 16), (35, 21), (17, 40)])
+def test_nothing_but_the_pixels_is_read(taken: int, given: int) -> None:
+    """As above, by products."""
+    dtype = torch.bfloat16
+    weight = _values(given, taken, 1, 1, seed=1, dtype=dtype)
+    assert _reads_nothing_beside(weight, taken=taken, stride=1, dtype=dtype)
 
 
 _GUARDED = """
