@@ -15,14 +15,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from resnext_ablate.compute.dots import SUMS, store_pairs
+from resnext_ablate.compute.dots import SUMS, no_sums, store_pairs
 from resnext_ablate.compute.lanes import add_to, compiled, inlined, leaf, part, prefetch
 from resnext_ablate.compute.tiles import (
     add_moments,
     add_tile,
     aligned,
     keep_origin,
-    no_tile,
     store_tile,
 )
 
@@ -86,7 +85,7 @@ def _tile(
 ) -> Any:
     """Some pixels times the factors of a tile."""
     taken = product.taken
-    sums, step = no_tile(vectors, rows), len(vectors) * SUMS
+    sums, step = no_sums(rows, vectors), len(vectors) * SUMS
     for n in range(0, taken - 1, 2):
         place = first + n
         sums = add_tile(sums, pixels, place, taken, product.factors, at, vectors)
@@ -269,7 +268,7 @@ def _add_block(
         lane = _begin(tile, width, lanes.channels)
         for block in range(totals.shape[1]):
             row = _begin(block, len(ROWS), rows.channels)
-            sums = no_tile(vectors, ROWS)
+            sums = no_sums(ROWS, vectors)
             for n in range(count):
                 at, lanes_at = n * rows.channels + row, n * lanes.channels + lane
                 sums = add_tile(sums, rows.pairs, at, 1, lanes.pairs, lanes_at, vectors)

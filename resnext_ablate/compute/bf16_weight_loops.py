@@ -34,6 +34,8 @@ Shape = tuple[int, int, int, int]
 
 _PAIRS = 10 << 10
 """Of a patch."""
+_TAPS = (0,) * SIDE
+"""As many numbers as a row has."""
 
 
 class Takers(NamedTuple):
@@ -227,7 +229,7 @@ def _shared_row_of_taps(
     together: Any,
 ) -> Any:
     """The sums of a row of taps for a block of channels, from a value on."""
-    sums, k, at_once = no_sums(block), 0, len(together)
+    sums, k, at_once = no_sums(_TAPS, block), 0, len(together)
     step, whole = len(stride) * SUMS, patch.columns - patch.columns % at_once
     for n in range(patch.images):
         for r in range(patch.rows):

@@ -230,16 +230,15 @@ def add_taps(
 
 
 @intrinsic
-def no_sums(context: Any, block: Any) -> Any:
-    """Zeros as `add_shared_taps` takes them, for a block of channels: three of each."""
-    lanes = Lanes(SUMS)
-    kind = types.containers.UniTuple(lanes, 3 * block.count)
+def no_sums(context: Any, rows: Any, columns: Any) -> Any:
+    """`SUMS` zeros for as many rows and columns as the tuples have numbers."""
+    kind = types.containers.UniTuple(Lanes(SUMS), rows.count * columns.count)
 
     def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
         zero = ir.Constant(_FLOATS, [0.0] * SUMS)
         return target.make_tuple(builder, kind, [zero] * kind.count)
 
-    return kind(block), generate
+    return kind(rows, columns), generate
 
 
 @intrinsic

@@ -29,18 +29,6 @@ _PAIRS = ir.VectorType(ir.IntType(32), SUMS)
 
 
 @intrinsic
-def no_tile(context: Any, vectors: Any, rows: Any) -> Any:
-    """Zeros for as many vectors and rows as the tuples have numbers."""
-    kind = types.containers.UniTuple(Lanes(SUMS), vectors.count * rows.count)
-
-    def generate(target: Any, builder: Any, signature: Any, given: Any) -> Any:
-        zero = ir.Constant(_FLOATS, [0.0] * SUMS)
-        return target.make_tuple(builder, kind, [zero] * kind.count)
-
-    return kind(vectors, rows), generate
-
-
-@intrinsic
 def add_tile(
     context: Any,
     sums: Any,
